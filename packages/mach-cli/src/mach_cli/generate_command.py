@@ -1,0 +1,97 @@
+"""Owns `mach-generate`: one prompt, its answer streamed to stdout, its figures on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mach.commands.process import run_command
+from mach_decode.engine import Engine, EngineConfig
+from mach_decode.loader import default_residency
+from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest
+from mach_decode.sampling import SamplingParams
+from mach_store.machine_memory import peak_rss_bytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console script; returns the exit status: 0 done, 2 refused, 130 interrupted."""
+    return run_command("mach-generate", _main, arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    request_of = SamplingParams(
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+    residency = options.residency or default_residency(options.model)
+    engine = Engine.load(
+        EngineConfig(
+            checkpoint=options.model,
+            expert_residency=residency,
+            expert_cache_gb=options.expert_cache_gb,
+        )
+    )
+    try:
+        if options.chat:
+            prompt = engine.render_chat([{"role": "user", "content": options.prompt}])
+        else:
+            prompt = engine.encode(options.prompt)
+        request = GenerationRequest(
+            prompt=prompt, max_tokens=options.max_tokens, stop=tuple(options.stop), sampling=request_of
+        )
+        for event in engine.generate(request):
+            print(event.text, end="", flush=True)
+            if event.figures is not None and event.finish_reason is not None:
+                print()
+                sys.stdout.flush()
+                print(_figures_line(event.figures, event.finish_reason, residency), file=sys.stderr)
+    finally:
+        engine.close()
+    return 0
+
+
+def _figures_line(figures: GenerationFigures, reason: FinishReason, residency: str) -> str:
+    return (
+        f"prompt {figures.prompt_tokens} tokens, {figures.prompt_tokens_per_second:.1f} tok/s; "
+        f"decode {figures.completion_tokens} tokens, {figures.decode_tokens_per_second:.1f} tok/s; "
+        f"first token {figures.first_token_seconds * 1000:.0f} ms; "
+        f"experts {residency}, hit rate {figures.hit_rate:.3f}, {figures.bytes_read / 1e6:.2f} MB read; "
+        f"peak memory {peak_rss_bytes() / 1e6:.0f} MB; finish {reason}"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mach-generate",
+        description="Generate text once, without a server. Text goes to stdout, figures to stderr.",
+    )
+    parser.add_argument("model", help="checkpoint directory, installed name (mach-pico) or hub repository")
+    parser.add_argument("--prompt", required=True, help="text to continue, or with --chat the user's message")
+    parser.add_argument("--chat", action="store_true", help="apply the checkpoint's chat template")
+    parser.add_argument("--max-tokens", type=int, default=256, help="tokens to generate at most (256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus mass; 1 is off (1)")
+    parser.add_argument("--top-k", type=int, default=0, help="most likely tokens kept; 0 is off (0)")
+    parser.add_argument("--min-p", type=float, default=0.0, help="least relative probability; 0 is off (0)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off (1)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
+    parser.add_argument("--stop", action="append", default=[], help="string that ends the text; repeatable")
+    residency = parser.add_mutually_exclusive_group()
+    residency.add_argument(
+        "--streaming", dest="residency", action="store_const", const="streaming", help="experts from disk"
+    )
+    residency.add_argument(
+        "--no-streaming", dest="residency", action="store_const", const="stacked", help="all in memory"
+    )
+    parser.add_argument("--expert-cache-gb", type=float, help="expert bank budget in 10^9 bytes (streaming)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""mach: inference for Mixture-of-Experts models that are bigger than memory.
+
+This package (distribution mach-core) is the bottom of the workspace and needs the standard library alone.
+`REGISTRY` and `detect_arch` are here at once; `load` and `load_moe` come from mach-decode when first used.
+"""
+
+from typing import Any
+
+from mach.facade import absent_attributes, lazy_attributes
+from mach.io.arch_registry import REGISTRY, detect_arch
+
+__version__ = "0.1.0"
+__all__ = ["REGISTRY", "__version__", "detect_arch", "load", "load_moe"]
+
+_LAZY = {
+    "load": ("mach_decode.loader", "load"),
+    "load_moe": ("mach_decode.loader", "load_moe"),
+}
+_NOT_YET = ("load_v4_flash", "BlockSpecDecEngine", "BlockSpecDecEngineConfig", "BlockSpecDecEngineMode")
+
+_lazy_getattr, _ = lazy_attributes("mach", _LAZY, "mach-decode")
+_absent_getattr, _ = absent_attributes("mach", _NOT_YET, f"mach {__version__} does not have it yet")
+
+
+def __getattr__(name: str) -> Any:
+    return _lazy_getattr(name) if name in _LAZY else _absent_getattr(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

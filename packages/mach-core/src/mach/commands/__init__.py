@@ -1,0 +1,1 @@
+"""The commands of mach-core; others join through the entry-point group `mach.commands`."""

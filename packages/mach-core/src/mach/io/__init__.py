@@ -1,0 +1,1 @@
+"""What mach knows of a checkpoint without loading it: architecture, names, headers, layout, quantisation."""

@@ -1,0 +1,1 @@
+"""Model classes per architecture, each module a lazy facade named by its registry key."""

@@ -1,0 +1,1 @@
+"""Documented import paths of the server; the code is in mach-server."""

@@ -1,0 +1,134 @@
+"""Owns the loaded model and the loop that answers one request with it.
+
+Everything here belongs to the one thread that made it: MLX's streams are per thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mach_decode.errors import GenerationCancelledError, TokenizerError
+from mach_decode.generation import Generation
+from mach_decode.loader import LoadedModel, load_streaming_or_stacked
+from mach_decode.request import GenerationRequest, StepEvent
+from mach_store.errors import DispatchCancelledError
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What to load and how.
+
+    Attributes:
+        checkpoint: a directory, or the name of an installed checkpoint.
+        expert_residency: `streaming` or `stacked`.
+        expert_cache_gb: budget of the expert bank in 10⁹ bytes; None lets the loader choose (streaming only).
+        prefill_chunk: prompt tokens per forward pass; None chooses by residency.
+    """
+
+    checkpoint: str
+    expert_residency: str = "streaming"
+    expert_cache_gb: float | None = None
+    prefill_chunk: int | None = None
+
+
+class Engine:
+    """A model, its tokenizer and its expert store, answering one request at a time.
+
+    Attributes:
+        loaded: what was loaded and how, for start-up lines and reports.
+        store: `BankCache` or `ResidentStackedExpertCache`.
+        end_tokens: token ids that end an answer.
+        context_length: tokens that prompt and answer may have together.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, prefill_chunk: int | None = None) -> None:
+        """Wrap a loaded model."""
+        self.loaded = loaded
+        self.model: nn.Module = loaded.model
+        self.tokenizer: Any = loaded.tokenizer
+        self.store = loaded.store
+        self.kv_caches = loaded.cache
+        self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
+        self.context_length = loaded.context_length
+        self.vocabulary_size = loaded.vocabulary_size
+        # A resident CPU model has no fence to be cancelled at, so its chunks are short.
+        self.prefill_chunk = prefill_chunk or (512 if self.store.residency == "streaming" else 64)
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> Engine:
+        """Load what `config` names.
+
+        Raises:
+            MachError: every way in which a checkpoint, a budget or the machine can refuse.
+        """
+        loaded = load_streaming_or_stacked(
+            config.checkpoint,
+            expert_residency=config.expert_residency,
+            expert_cache_gb=config.expert_cache_gb,
+        )
+        return cls(loaded, prefill_chunk=config.prefill_chunk)
+
+    def generate(
+        self, request: GenerationRequest, cancelled: Callable[[], bool] = lambda: False
+    ) -> Iterator[StepEvent]:
+        """Answer `request`, step by step; the last event has a finish reason and figures.
+
+        Args:
+            request: what to answer.
+            cancelled: asked before every step and, while streaming, at every layer.
+
+        Raises:
+            GenerationCancelledError: `cancelled` said so; the engine is free again.
+            PromptTooLongError, SamplingError: the request cannot be answered.
+            StoreError: an expert could not be read; no token computed from it was given.
+        """
+        generation = Generation(self, request)
+        self.store.cancelled = cancelled
+        try:
+            while not generation.finished:
+                if cancelled():
+                    raise GenerationCancelledError("the request was cancelled")
+                yield generation.step()
+        except DispatchCancelledError as error:
+            raise GenerationCancelledError(str(error)) from error
+        finally:
+            self.store.cancelled = _never
+            self.store.abandon()
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of plain text; special tokens written out in it are taken as such."""
+        return tuple(self.tokenizer.encode(text))
+
+    def render_chat(
+        self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Any
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation through the checkpoint's chat template, ready for the answer.
+
+        Raises:
+            TokenizerError: the checkpoint has no chat template, or the template refuses the messages.
+        """
+        if not self.tokenizer.has_chat_template:
+            raise TokenizerError(f"{self.loaded.directory}: the checkpoint has no chat template")
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tools=tools, add_generation_prompt=True, tokenize=False, **options
+            )
+        except Exception as error:  # templates raise whatever their author chose
+            raise TokenizerError(f"the chat template refused the messages: {error}") from error
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def close(self) -> None:
+        """Free files and memory."""
+        self.store.close()
+        mx.clear_cache()
+
+
+def _never() -> bool:
+    return False

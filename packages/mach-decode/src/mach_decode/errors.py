@@ -1,0 +1,58 @@
+"""Owns mach-decode's exception tree.
+
+MachError (mach.errors)
+└── DecodeError
+    ├── PromptTooLongError       prompt and answer do not fit into the context
+    ├── SamplingError            a sampling parameter is out of range
+    ├── ResidencyError           the checkpoint cannot be loaded in the residency mode asked for
+    ├── TokenizerError           the checkpoint has no usable tokenizer or chat template
+    └── GenerationCancelledError the caller withdrew the request
+"""
+
+from __future__ import annotations
+
+from mach.errors import MachError
+
+
+class DecodeError(MachError):
+    """Base of every error that mach-decode raises by itself."""
+
+
+class PromptTooLongError(DecodeError):
+    """The prompt leaves no room for an answer.
+
+    Attributes:
+        prompt_tokens: its length.
+        context_length: tokens the model can see.
+    """
+
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens, but the context holds {context_length} including the "
+            "answer: shorten the prompt"
+        )
+        self.prompt_tokens, self.context_length = prompt_tokens, context_length
+
+
+class SamplingError(DecodeError):
+    """A sampling parameter is out of range.
+
+    Attributes:
+        parameter: its name.
+    """
+
+    def __init__(self, parameter: str, why: str) -> None:
+        super().__init__(f"{parameter} {why}")
+        self.parameter = parameter
+
+
+class ResidencyError(DecodeError):
+    """The checkpoint cannot be loaded in the residency mode asked for; the message says which can."""
+
+
+class TokenizerError(DecodeError):
+    """The checkpoint has no usable tokenizer or chat template."""
+
+
+class GenerationCancelledError(DecodeError):
+    """The caller withdrew the request; the engine is free again."""

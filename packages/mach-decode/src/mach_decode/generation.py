@@ -1,0 +1,128 @@
+"""Owns one running answer: prefill chunk by chunk, then one token per step."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+import mlx.core as mx
+
+from mach_decode.errors import PromptTooLongError, SamplingError
+from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest, StepEvent
+from mach_decode.sampling import choose
+from mach_decode.stop_strings import StopStrings
+from mach_store.counters import LayerCounters
+
+if TYPE_CHECKING:
+    from mach_decode.engine import Engine
+
+
+class Generation:
+    """The state of one answer. `step` until an event has a finish reason.
+
+    Attributes:
+        tokens: generated so far, the end token included.
+        finished: whether the last event has been given.
+    """
+
+    def __init__(self, engine: Engine, request: GenerationRequest) -> None:
+        """Check the request; nothing is computed yet.
+
+        Raises:
+            PromptTooLongError: prompt and one token do not fit into the context.
+            SamplingError: the prompt is empty, names an unknown token, or max_tokens is not positive.
+        """
+        if not request.prompt:
+            raise SamplingError("prompt", "is empty: at least one token is needed")
+        if not 0 <= min(request.prompt) <= max(request.prompt) < engine.vocabulary_size:
+            raise SamplingError("prompt", f"holds a token outside 0…{engine.vocabulary_size - 1}")
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise SamplingError("max_tokens", f"must be at least 1, not {request.max_tokens}")
+        room = engine.context_length - len(request.prompt)
+        if room < 1:
+            raise PromptTooLongError(len(request.prompt), engine.context_length)
+        self.request = request
+        self.tokens: list[int] = []
+        self.finished = False
+        self._engine = engine
+        self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
+        self._cache: list[Any] = engine.kv_caches.make()
+        self._prefilled = 0
+        self._detokenizer = engine.tokenizer.detokenizer
+        self._stops = StopStrings(request.stop)
+        self._counters_before: LayerCounters = engine.store.totals()
+        self._began = time.perf_counter()
+        self._prefill_end = self._first_token = self._last_token = 0.0
+
+    def step(self) -> StepEvent:
+        """Process one chunk of the prompt, or generate one token."""
+        assert not self.finished, "a finished generation is not stepped"
+        if self._prefilled < len(self.request.prompt) - 1:
+            return self._prefill_chunk()
+        token = self._next_token()
+        if token in self._engine.end_tokens:
+            return self._finish("stop", token, self._flush())
+        self._detokenizer.add_token(token)
+        text = self._stops.feed(self._detokenizer.last_segment)
+        if self._stops.found is not None:
+            return self._finish("stop", token, text)
+        if len(self.tokens) >= self._limit:
+            return self._finish("length", token, text + self._flush())
+        return StepEvent(text=text, token=token, prefilled=self._prefilled)
+
+    def _prefill_chunk(self) -> StepEvent:
+        """All prompt tokens but the last: the first decode step takes that, and alone makes logits."""
+        prompt = self.request.prompt
+        end = min(self._prefilled + self._engine.prefill_chunk, len(prompt) - 1)
+        self._engine.model(mx.array([prompt[self._prefilled : end]]), cache=self._cache)
+        self._engine.kv_caches.evaluate(self._cache)
+        self._prefilled = end
+        return StepEvent(prefilled=end)
+
+    def _next_token(self) -> int:
+        prompt = self.request.prompt
+        last = self.tokens[-1] if self.tokens else prompt[-1]
+        logits = self._engine.model(mx.array([[last]]), cache=self._cache)[0, -1]
+        self._prefilled = len(prompt)
+        if not self.tokens:
+            mx.eval(logits)
+            self._prefill_end = time.perf_counter()
+        position = len(prompt) + len(self.tokens)
+        sampling = self.request.sampling
+        seen = (*prompt, *self.tokens) if sampling.repetition_penalty != 1.0 else ()
+        token = cast(int, choose(logits, sampling, position, seen).item())
+        self._last_token = time.perf_counter()
+        if not self.tokens:
+            self._first_token = self._last_token
+        self.tokens.append(token)
+        return token
+
+    def _flush(self) -> str:
+        self._detokenizer.finalize()
+        return self._stops.feed(self._detokenizer.last_segment) + self._stops.flush()
+
+    def _finish(self, reason: FinishReason, token: int, text: str) -> StepEvent:
+        self.finished = True
+        if self._stops.found is not None:
+            reason = "stop"
+        return StepEvent(
+            text=text,
+            token=token,
+            prefilled=self._prefilled,
+            finish_reason=reason,
+            figures=self._figures(),
+        )
+
+    def _figures(self) -> GenerationFigures:
+        before, after = self._counters_before, self._engine.store.totals()
+        return GenerationFigures(
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=len(self.tokens),
+            prefill_seconds=self._prefill_end - self._began,
+            first_token_seconds=self._first_token - self._began,
+            decode_seconds=self._last_token - self._first_token,
+            expert_hits=after.hits - before.hits,
+            expert_misses=after.misses - before.misses,
+            bytes_read=after.bytes_read - before.bytes_read,
+            read_seconds=after.read_seconds - before.read_seconds,
+        )

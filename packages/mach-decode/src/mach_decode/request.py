@@ -1,0 +1,90 @@
+"""Owns what a caller asks of the engine, and what the engine says while it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mach_decode.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """One prompt and how to continue it.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_tokens: tokens to generate at most; None is as many as the context holds.
+        stop: strings that end the answer and are not part of it.
+        sampling: how tokens are chosen.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFigures:
+    """What one answer cost.
+
+    Attributes:
+        prompt_tokens: tokens in the prompt.
+        completion_tokens: tokens generated, the end token included.
+        prefill_seconds: from the start to the first token's logits.
+        first_token_seconds: from the start to the first token.
+        decode_seconds: from the first token to the last.
+        expert_hits: experts found in the bank, over both phases.
+        expert_misses: experts read from disk.
+        bytes_read: bytes read from disk.
+        read_seconds: time spent waiting for reads.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    prefill_seconds: float
+    first_token_seconds: float
+    decode_seconds: float
+    expert_hits: int
+    expert_misses: int
+    bytes_read: int
+    read_seconds: float
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Prefill speed; 0 before it is known."""
+        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Decode speed over the tokens after the first; 0 for a single token."""
+        steps = self.completion_tokens - 1
+        return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        """Part of the needed experts that were in the bank; 0 when none was needed."""
+        needed = self.expert_hits + self.expert_misses
+        return self.expert_hits / needed if needed else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepEvent:
+    """What one step of a generation brought.
+
+    Attributes:
+        text: new text, possibly empty: bytes of a character or of a stop string may be held back.
+        token: the token chosen in this step; None during prefill.
+        prefilled: prompt tokens processed so far.
+        finish_reason: set in the last event: `stop` (end token or stop string) or `length`.
+        figures: set in the last event.
+    """
+
+    text: str = ""
+    token: int | None = None
+    prefilled: int = 0
+    finish_reason: FinishReason | None = None
+    figures: GenerationFigures | None = None

@@ -1,0 +1,218 @@
+"""Owns the streaming bank of a whole model: one byte budget, the fence around each layer, and the totals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import mlx.core as mx
+
+from mach.io.sidecar_layout import RecordSchema
+from mach_store.counters import LayerCounters
+from mach_store.errors import DispatchCancelledError, MemoryBudgetError
+from mach_store.expert_arrays import ExpertArrays, slot_bytes
+from mach_store.expert_pool import ExpertPool
+from mach_store.expert_source import ExpertSource
+from mach_store.layer_bank import LayerExpertBank
+from mach_store.scatter_reader import ScatterReader
+
+PREWARM_BATCH = 64
+"""Experts read at once while prewarming."""
+
+
+class BankCache:
+    """Hot experts of every layer in memory, the rest on disk.
+
+    All calls come from the one thread that owns MLX. A layer's use of the bank is a fence:
+
+        ids = bank.fence(indices)          # routed ids reach the host; the previous layer's pins are released
+        slots = layer.acquire(distinct)    # pin, read the misses in one batch
+        y = …                              # a graph that refers to the slots
+        bank.hold(y)                       # the pins last until the next fence has evaluated y
+
+    so that no slot is ever written while an unevaluated or running graph refers to it.
+
+    Attributes:
+        budget_bytes: what the caller allowed for experts.
+        layers: model index → that layer's view.
+        residency: `"streaming"`, for reports.
+    """
+
+    residency = "streaming"
+
+    def __init__(
+        self,
+        source: ExpertSource,
+        reader: ScatterReader,
+        *,
+        budget_bytes: int,
+        top_k: int,
+        compute: mx.Dtype,
+        scratch_experts: int = 16,
+    ) -> None:
+        """Allocate the bank; memory use is final afterwards, but for the scratch arena (`scratch_bytes`).
+
+        Args:
+            source: where experts come from.
+            reader: how they are read.
+            budget_bytes: at most this many bytes are allocated for the bank.
+            top_k: experts per token and layer; the budget must hold them for every layer.
+            compute: dtype of the activations.
+            scratch_experts: experts that the arena for transient prefill holds at once.
+
+        Raises:
+            MemoryBudgetError: the budget holds less than one token's experts.
+        """
+        self.budget_bytes = budget_bytes
+        self.source, self.reader, self.top_k = source, reader, top_k
+        self.compute = compute
+        self.cancelled: Callable[[], bool] = _never
+        self._held: list[mx.array] = []
+        self._scratch: dict[RecordSchema, ExpertArrays] = {}
+        groups: dict[RecordSchema, list[int]] = {}
+        for layer, schema in source.schemas.items():
+            groups.setdefault(schema, []).append(layer)
+        self.scratch_experts = min(scratch_experts, source.num_experts)
+        sizes = {schema: slot_bytes(schema, compute) for schema in groups}
+        least = sum(size * top_k * len(groups[schema]) for schema, size in sizes.items())
+        if budget_bytes < least:
+            raise MemoryBudgetError(
+                f"the expert cache has {budget_bytes} bytes, but one token needs {top_k} experts in each of "
+                f"{len(source.schemas)} layers, {least} bytes: raise --expert-cache-gb to at least "
+                f"{least / 1e9:.3g}",
+                needed=least,
+                available=budget_bytes,
+            )
+        self.total_bytes = sum(
+            size * source.num_experts * len(groups[schema]) for schema, size in sizes.items()
+        )
+        self._pools = []
+        self.layers: dict[int, LayerExpertBank] = {}
+        for schema, members in groups.items():
+            experts = source.num_experts * len(members)
+            # A group's part of the budget is its part of all experts' bytes, but never less than one token's.
+            part = (
+                budget_bytes * sizes[schema] * experts // self.total_bytes
+                if len(groups) > 1
+                else budget_bytes
+            )
+            slots = max(top_k * len(members), min(experts, part // sizes[schema]))
+            layers = dict.fromkeys(members, source.num_experts)
+            pool = ExpertPool(schema, layers, slots, top_k, compute, reader)
+            self._pools.append(pool)
+            for layer in members:
+                self.layers[layer] = LayerExpertBank(layer, pool, source, reader)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for the bank."""
+        return sum(pool.arrays.nbytes for pool in self._pools)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes the scratch arena takes, from the first transient prefill on."""
+        return sum(
+            slot_bytes(pool.arrays.schema, self.compute) * self.scratch_experts for pool in self._pools
+        )
+
+    @property
+    def slots(self) -> int:
+        """Experts that the bank holds at once."""
+        return sum(pool.slots for pool in self._pools)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every expert of the model has a slot."""
+        return all(pool.whole for pool in self._pools)
+
+    def fence(self, indices: mx.array) -> list[int]:
+        """Bring routed ids to the host, flat, and release the pins of whatever was held.
+
+        Raises:
+            DispatchCancelledError: the caller withdrew the request.
+        """
+        if self.cancelled():
+            self.release()
+            raise DispatchCancelledError("the request was cancelled during a forward pass")
+        mx.eval(indices, self._held)
+        self._unpin()
+        return cast(list[int], indices.flatten().tolist())
+
+    def hold(self, output: mx.array) -> None:
+        """Keep the present pins until `output` has been evaluated."""
+        self._held.append(output)
+
+    def release(self) -> None:
+        """Finish what is held and release its pins; called at the end and on errors."""
+        if self._held:
+            mx.eval(self._held)
+        self._unpin()
+
+    def abandon(self) -> None:
+        """Release the pins of a graph that will never be evaluated (its request failed)."""
+        self._unpin()
+
+    def _unpin(self) -> None:
+        self._held.clear()
+        for pool in self._pools:
+            pool.pinned.clear()
+
+    def scratch(self, layer: int) -> ExpertArrays:
+        """The arena for `layer`'s kind of expert, made at its first use."""
+        schema = self.source.schemas[layer]
+        if schema not in self._scratch:
+            self._scratch[schema] = ExpertArrays(schema, self.scratch_experts, self.compute, self.reader)
+        return self._scratch[schema]
+
+    def prewarm(self) -> None:
+        """Read every expert, when the bank is whole: nothing is then read while serving."""
+        if not self.whole:
+            return
+        for bank in self.layers.values():
+            for first in range(0, bank.num_experts, PREWARM_BATCH):
+                bank.acquire(range(first, min(first + PREWARM_BATCH, bank.num_experts)))
+            bank.counters.hits = bank.counters.misses = 0
+        self._unpin()
+
+    def totals(self) -> LayerCounters:
+        """The counters of all layers, added up."""
+        total = LayerCounters()
+        for bank in self.layers.values():
+            total.add(bank.counters)
+        return total
+
+    def stats(self) -> dict[str, Any]:
+        """What `/v1/cache/stats` reports as `streaming_summary`."""
+        return {
+            "residency": self.residency,
+            "policy": self._pools[0].policy.name,
+            "budget_bytes": self.budget_bytes,
+            "bank_bytes": self.nbytes,
+            "bank_slots": self.slots,
+            "experts_total": sum(bank.num_experts for bank in self.layers.values()),
+            "experts_resident": sum(len(pool.table) for pool in self._pools),
+            "scratch_bytes": sum(arena.nbytes for arena in self._scratch.values()),
+            "native_reader": self.reader.native,
+            **self.totals().as_dict(),
+            "layers": {
+                str(layer): {
+                    "resident": bank.pool.occupancy[layer],
+                    **bank.counters.as_dict(),
+                }
+                for layer, bank in sorted(self.layers.items())
+            },
+        }
+
+    def check(self) -> None:
+        """Raise AssertionError when the bank's tables contradict each other; for tests."""
+        for pool in self._pools:
+            pool.check()
+
+    def close(self) -> None:
+        """Finish what is held and close the files."""
+        self.release()
+        self.source.close()
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,38 @@
+"""Owns what a layer's bank counts; plain integers and seconds, added up by whoever reports them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+
+@dataclass(slots=True)
+class LayerCounters:
+    """Counts of one layer since its store was made.
+
+    A hit or miss is one distinct expert needed by one forward pass of the layer.
+
+    Attributes:
+        hits: experts found in the bank.
+        misses: experts read from disk, transient ones included.
+        evictions: experts that left the bank for another.
+        transient_reads: the misses that went through the scratch arena.
+        bytes_read: bytes read from disk.
+        read_seconds: wall time spent in reads.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    transient_reads: int = 0
+    bytes_read: int = 0
+    read_seconds: float = 0.0
+
+    def add(self, other: LayerCounters) -> None:
+        """Add `other`'s counts to this one's."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def as_dict(self) -> dict[str, float]:
+        """The counts and the hit rate (0 to 1; 0 before the first use)."""
+        needed = self.hits + self.misses
+        return {**asdict(self), "hit_rate": self.hits / needed if needed else 0.0}

@@ -1,0 +1,99 @@
+"""Owns the two ways between checkpoint layouts: stacked → engine (sliced), and engine → stacked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mach.errors import UnsupportedLayoutError
+from mach.io.inspection import CheckpointInspection, ExpertTensorNames, inspect_checkpoint
+from mach.io.sidecar_layout import DEFAULT_ALIGNMENT, DIRECTORY, LayerFile, Segment, check_files, read_layout
+from mach_store.safetensors_writer import OutputTensor, copy_of, write_safetensors
+from mach_store.sidecar.export import Progress, export_sidecar
+from mach_store.stacked_source import DTYPE_NAMES
+
+WEIGHTS_NAME = "model.safetensors"
+_SAFETENSORS_NAMES = {long: short for short, long in DTYPE_NAMES.items()}
+
+
+def write_engine_checkpoint(
+    source: Path,
+    output: Path,
+    *,
+    bits: int | None = None,
+    alignment: int = DEFAULT_ALIGNMENT,
+    progress: Progress | None = None,
+) -> None:
+    """Slice a stacked or per-expert checkpoint into the engine layout, keeping every expert.
+
+    Non-expert tensors are copied byte for byte into one file, experts go into `expert_sidecar/`, and the
+    other small files (config, tokenizer, templates) are copied.
+
+    Args:
+        source: the checkpoint to slice.
+        output: the directory to make; files in it are replaced.
+        bits: as `export_sidecar`'s.
+        alignment: as `export_sidecar`'s.
+        progress: as `export_sidecar`'s.
+
+    Raises:
+        CheckpointError, SidecarExportError: as `export_sidecar`.
+        OSError: the disk refuses.
+    """
+    inspection = inspect_checkpoint(source)
+    output.mkdir(parents=True, exist_ok=True)
+    export_sidecar(source, output / DIRECTORY, bits=bits, alignment=alignment, progress=progress)
+    _write_others(inspection, output)
+
+
+def write_stacked_checkpoint(source: Path, output: Path) -> None:
+    """Turn an engine checkpoint into an axis-0 stacked one, which mlx-lm and `--no-streaming` load.
+
+    Raises:
+        CheckpointError: the source is malformed.
+        UnsupportedLayoutError: the source has no sidecar.
+        OSError: the disk refuses.
+    """
+    inspection = inspect_checkpoint(source)
+    if inspection.sidecar_directory is None:
+        raise UnsupportedLayoutError(
+            f"{source}: has no expert sidecar to stack", path=str(source), layout=inspection.layout
+        )
+    layout = read_layout(inspection.sidecar_directory)
+    check_files(layout, inspection.sidecar_directory)
+    output.mkdir(parents=True, exist_ok=True)
+    _write_others(inspection, output)
+    for layer in layout.layers:
+        path = os.path.join(inspection.sidecar_directory, layer.file)
+        block = inspection.adapter.switch_block(layer.index)
+        tensors = [
+            OutputTensor(
+                name=f"{block}.{segment.name}",
+                dtype=_SAFETENSORS_NAMES[segment.dtype],
+                shape=(layer.num_experts, *segment.shape),
+                nbytes=layer.num_experts * segment.nbytes,
+                chunks=_column(path, layer, segment),
+            )
+            for segment in layer.schema.segments
+        ]
+        write_safetensors(str(output / f"model-experts-{layer.index:05d}.safetensors"), tensors)
+
+
+def _column(path: str, layer: LayerFile, segment: Segment) -> Iterator[bytes]:
+    """One segment of every record of a layer, expert by expert."""
+    with open(path, "rb") as handle:
+        for expert in range(layer.num_experts):
+            handle.seek(expert * layer.stride + segment.offset)
+            yield handle.read(segment.nbytes)
+
+
+def _write_others(inspection: CheckpointInspection, output: Path) -> None:
+    """Everything of a checkpoint but its routed experts."""
+    names = ExpertTensorNames(inspection.adapter)
+    kept = [copy_of(name, e) for name, e in inspection.tensors.items() if names.place(name) is None]
+    write_safetensors(str(output / WEIGHTS_NAME), kept)
+    for path in sorted(Path(inspection.directory).iterdir()):
+        if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+            shutil.copyfile(path, output / path.name)

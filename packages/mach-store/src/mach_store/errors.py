@@ -1,0 +1,85 @@
+"""Owns mach-store's exception tree.
+
+MachError (mach.errors)
+└── StoreError
+    ├── SidecarCorruptionError   bytes on disk contradict their checksum or end early
+    ├── SidecarExportError       a sidecar cannot be made from this checkpoint
+    ├── ExpertReadError          the operating system refused a read
+    ├── MemoryBudgetError        a budget is too small, or does not fit into the machine
+    ├── NativeReaderMissingError the native extension cannot be imported and no fallback is allowed
+    ├── SettingError             an environment variable holds a bad value
+    └── DispatchCancelledError   the caller withdrew the request while a layer was being dispatched
+"""
+
+from __future__ import annotations
+
+from mach.errors import MachError
+
+
+class StoreError(MachError):
+    """Base of every error that mach-store raises by itself."""
+
+
+class SidecarCorruptionError(StoreError):
+    """An expert's bytes are not those that were written; nothing computed from them is returned.
+
+    Attributes:
+        path: the file that holds the bytes.
+        layer: model layer index.
+        expert: expert index within the layer.
+    """
+
+    def __init__(self, message: str, *, path: str, layer: int, expert: int) -> None:
+        super().__init__(message)
+        self.path, self.layer, self.expert = path, layer, expert
+
+
+class SidecarExportError(StoreError):
+    """A sidecar cannot be made from this checkpoint; the message names the tensor or file."""
+
+
+class ExpertReadError(StoreError):
+    """Reading an expert failed in the operating system.
+
+    Attributes:
+        path: the file that was read.
+        layer: model layer index.
+        expert: expert index within the layer.
+    """
+
+    def __init__(self, message: str, *, path: str, layer: int, expert: int) -> None:
+        super().__init__(message)
+        self.path, self.layer, self.expert = path, layer, expert
+
+
+class MemoryBudgetError(StoreError):
+    """A memory budget cannot be honoured.
+
+    Attributes:
+        needed: bytes the request needs.
+        available: bytes that the budget or the machine has.
+    """
+
+    def __init__(self, message: str, *, needed: int, available: int) -> None:
+        super().__init__(message)
+        self.needed, self.available = needed, available
+
+
+class NativeReaderMissingError(StoreError):
+    """`lme_mlx_pread_ext` cannot be imported and the policy is `fail-fast`."""
+
+
+class SettingError(StoreError):
+    """An environment variable holds a value that is not allowed.
+
+    Attributes:
+        variable: its name.
+    """
+
+    def __init__(self, variable: str, value: str, allowed: str) -> None:
+        super().__init__(f"{variable}={value!r}: must be {allowed}")
+        self.variable = variable
+
+
+class DispatchCancelledError(StoreError):
+    """The running request was cancelled between two layers; the bank is consistent."""

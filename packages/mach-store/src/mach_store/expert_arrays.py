@@ -1,0 +1,63 @@
+"""Owns the memory that experts are read into: one contiguous array per tensor of a record, slot by slot."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mach.io.sidecar_layout import PROJECTIONS, RecordSchema
+from mach_store.expert_kernel import Packing
+from mach_store.scatter_reader import ScatterReader
+
+DTYPES = {
+    "uint8": mx.uint8,
+    "uint32": mx.uint32,
+    "float16": mx.float16,
+    "bfloat16": mx.bfloat16,
+    "float32": mx.float32,
+}
+
+
+def widens(dtype: str, compute: mx.Dtype) -> bool:
+    """Whether a tensor of `dtype` is kept as float32 in memory for computing in `compute`.
+
+    bfloat16 becomes float32 exactly. It is done once, at the read, because on the CPU MLX would otherwise
+    convert the whole array in every product.
+    """
+    return dtype == "bfloat16" and compute == mx.float32
+
+
+def slot_bytes(schema: RecordSchema, compute: mx.Dtype) -> int:
+    """Bytes of memory that one expert of `schema` takes in a slot."""
+    return sum(s.nbytes * (2 if widens(s.dtype, compute) else 1) for s in schema.segments)
+
+
+def packing_of(schema: RecordSchema) -> Packing:
+    """`schema`'s quantisation by projection."""
+    return dict(zip(PROJECTIONS, schema.quantization, strict=True))
+
+
+class ExpertArrays:
+    """`slots` experts of one schema in memory.
+
+    Attributes:
+        packing: how each projection's weights are packed.
+        components: projection → component → array [slots, …], e.g. `components["up_proj"]["scales"]`.
+        plan: reads records into these arrays.
+    """
+
+    def __init__(self, schema: RecordSchema, slots: int, compute: mx.Dtype, reader: ScatterReader) -> None:
+        """Allocate; the pages are touched at once, so that a budget that does not fit fails here."""
+        self.schema, self.slots = schema, slots
+        self.packing = packing_of(schema)
+        self.components: dict[str, dict[str, mx.array]] = {}
+        arrays, nbytes, widen = [], [], []
+        for segment in schema.segments:
+            wide = widens(segment.dtype, compute)
+            array = mx.zeros((slots, *segment.shape), mx.float32 if wide else DTYPES[segment.dtype])
+            self.components.setdefault(segment.projection, {})[segment.component] = array
+            arrays.append(array)
+            nbytes.append(segment.nbytes)
+            widen.append(wide)
+        mx.eval(arrays)
+        self.nbytes = sum(array.nbytes for array in arrays)
+        self.plan = reader.plan(arrays, nbytes, widen)

@@ -1,0 +1,85 @@
+"""Owns the slots of experts that share one record schema: which expert lies where, and who must go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlx.core as mx
+
+from mach.io.sidecar_layout import RecordSchema
+from mach_store.eviction import EvictionPolicy, Key, LruPolicy
+from mach_store.expert_arrays import ExpertArrays
+from mach_store.scatter_reader import ScatterReader
+
+
+class ExpertPool:
+    """A fixed number of slots shared by every layer whose experts have the same tensors.
+
+    Attributes:
+        arrays: the memory.
+        table: (layer, expert) → slot, for experts that are readable.
+        pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
+        whole: whether every expert of every layer has a slot, so that nothing is ever evicted.
+    """
+
+    def __init__(
+        self,
+        schema: RecordSchema,
+        layers: Mapping[int, int],
+        slots: int,
+        top_k: int,
+        compute: mx.Dtype,
+        reader: ScatterReader,
+    ) -> None:
+        """Allocate `slots` slots for `layers` (model index → number of experts)."""
+        self.slots = slots
+        self.share = slots // len(layers)
+        self.whole = slots >= sum(layers.values())
+        self.arrays = ExpertArrays(schema, slots, compute, reader)
+        self.table: dict[Key, int] = {}
+        self.pinned: set[Key] = set()
+        self.occupancy = dict.fromkeys(layers, 0)
+        floor = max(top_k, self.share // 2)
+        self.policy: EvictionPolicy = LruPolicy(dict.fromkeys(layers, floor))
+        self._free = list(range(slots - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        """Slots that hold nothing."""
+        return len(self._free)
+
+    def take(self, count: int) -> tuple[list[int], list[Key]]:
+        """`count` slots to read into, and the experts that were evicted for them.
+
+        The caller hands every slot back through `fill` or `give_back`.
+        """
+        slots, evicted = [], []
+        for _ in range(count):
+            if not self._free:
+                victim = self.policy.victim(self.pinned)
+                assert victim is not None, "a fence never needs more experts than the pool has slots"
+                self.policy.remove(victim)
+                self.occupancy[victim[0]] -= 1
+                self._free.append(self.table.pop(victim))
+                evicted.append(victim)
+            slots.append(self._free.pop())
+        return slots, evicted
+
+    def fill(self, keys: list[Key], slots: list[int]) -> None:
+        """The experts `keys` are now readable in `slots`."""
+        for key, slot in zip(keys, slots, strict=True):
+            self.table[key] = slot
+            self.occupancy[key[0]] += 1
+            self.policy.insert(key)
+
+    def give_back(self, slots: list[int]) -> None:
+        """`slots` were taken, but the read failed: they hold nothing."""
+        self._free.extend(slots)
+
+    def check(self) -> None:
+        """Raise AssertionError when the tables contradict each other."""
+        used = list(self.table.values())
+        assert sorted(used + self._free) == list(range(self.slots)), "every slot is free or used, once"
+        for layer, count in self.occupancy.items():
+            assert count == sum(key[0] == layer for key in self.table), f"occupancy of layer {layer}"
+        assert self.pinned <= set(self.table), "pinned experts are in the bank"

@@ -1,0 +1,108 @@
+"""Owns the production dispatch of a layer's routed experts, in place of mlx-lm's SwitchGLU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mach_store.bank_cache import BankCache
+from mach_store.errors import StoreError
+from mach_store.expert_kernel import Activation, apply_experts
+from mach_store.layer_bank import LayerExpertBank
+from mach_store.resident_cache import ResidentStackedExpertCache
+from mach_store.transient_prefill import dispatch_transient
+
+
+class GatherSwitchGLU(nn.Module):
+    """Routed experts out of a store, all routes of a pass in three gathered products.
+
+    It has no parameters of its own: strict weight loading and dtype changes pass it by.
+    """
+
+    def __init__(
+        self,
+        store: BankCache | ResidentStackedExpertCache,
+        layer: int,
+        activation: Activation,
+        *,
+        transient_min_tokens: int = 32,
+    ) -> None:
+        """A dispatch for one layer.
+
+        Args:
+            store: holds the experts.
+            layer: model layer index.
+            activation: combines the up and gate products; the family's own module.
+            transient_min_tokens: passes of at least this many tokens go through the scratch arena.
+        """
+        super().__init__()
+        self._layer = store.layers[layer]
+        self._dispatch = None
+        if isinstance(store, BankCache):
+            self._dispatch = _StreamedDispatch(store, store.layers[layer], activation, transient_min_tokens)
+        # Inside a tuple, so that the activation is not taken for a submodule.
+        self._activation = (activation,)
+
+    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        """The chosen experts' outputs.
+
+        Args:
+            x: [..., hidden].
+            indices: [..., k] expert ids in 0 … num_experts − 1.
+
+        Returns:
+            [..., k, hidden].
+
+        Raises:
+            SidecarCorruptionError, ExpertReadError: an expert could not be read.
+            DispatchCancelledError: the request was withdrawn.
+            StoreError: the router chose an expert that does not exist.
+        """
+        layer = self._layer
+        everywhere = layer.device_slots
+        if everywhere is None:
+            assert self._dispatch is not None, "only a streaming store has experts on disk"
+            return self._dispatch(x, indices)
+        layer.counters.hits += min(indices.size, layer.num_experts)
+        return apply_experts(layer.components, layer.packing, self._activation[0], x, everywhere[indices])
+
+    def stats(self) -> dict[str, Any]:
+        """This layer's counters."""
+        return {"dispatch": "gather", **self._layer.counters.as_dict()}
+
+
+class _StreamedDispatch:
+    """The dispatch while some experts are on disk: the host sees the routed ids at every layer."""
+
+    def __init__(
+        self, cache: BankCache, bank: LayerExpertBank, activation: Activation, transient_min_tokens: int
+    ) -> None:
+        self._cache, self._bank, self._activation = cache, bank, activation
+        self._transient_min_tokens = transient_min_tokens
+
+    def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        cache, bank = self._cache, self._bank
+        ids = cache.fence(indices)
+        distinct = sorted(set(ids))
+        if not (0 <= distinct[0] and distinct[-1] < bank.num_experts):
+            raise StoreError(
+                f"layer {bank.layer}: the router chose an expert outside 0…{bank.num_experts - 1}: {distinct}"
+            )
+        k = indices.shape[-1]
+        if len(ids) >= self._transient_min_tokens * k or len(distinct) > self._room():
+            y = dispatch_transient(
+                cache, bank, self._activation, x.reshape(-1, x.shape[-1]), np.array(ids).reshape(-1, k)
+            )
+            return y.reshape(*indices.shape, -1)
+        slot_of = bank.acquire(distinct)
+        slots = mx.array([slot_of[expert] for expert in ids], mx.uint32).reshape(indices.shape)
+        y = apply_experts(bank.components, bank.packing, self._activation, x, slots)
+        cache.hold(y)
+        return y
+
+    def _room(self) -> int:
+        """Experts that one pass may pin: a layer never takes more than the others leave it."""
+        return max(self._cache.top_k, self._bank.pool.share)

@@ -1,0 +1,104 @@
+"""Owns one layer's view of the bank: looking experts up, reading the missing ones, counting both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from mach_store.counters import LayerCounters
+from mach_store.expert_arrays import ExpertArrays
+from mach_store.expert_kernel import Components, Packing
+from mach_store.expert_pool import ExpertPool
+from mach_store.expert_source import ExpertSource
+from mach_store.scatter_reader import ScatterReader
+
+
+class LayerExpertBank:
+    """The experts of one layer that are in memory.
+
+    Attributes:
+        layer: model layer index.
+        num_experts: experts of the layer, in memory or not.
+        components: the pool's arrays; slots index their first extent.
+        packing: how each projection's weights are packed.
+        counters: what happened so far.
+    """
+
+    def __init__(self, layer: int, pool: ExpertPool, source: ExpertSource, reader: ScatterReader) -> None:
+        """A view of `pool` for `layer`."""
+        self.layer = layer
+        self.num_experts = source.num_experts
+        self.components: Components = pool.arrays.components
+        self.packing: Packing = pool.arrays.packing
+        self.counters = LayerCounters()
+        self.pool = pool
+        self._source, self._reader = source, reader
+        self._device_slots: mx.array | None = None
+
+    @property
+    def device_slots(self) -> mx.array | None:
+        """Expert → slot as an array [num_experts], once every expert is here to stay; else None.
+
+        With it a graph finds its slots by itself, and the host is not asked.
+        """
+        if self._device_slots is None and self.pool.whole:
+            if self.pool.occupancy[self.layer] == self.num_experts:
+                table = self.pool.table
+                slots = [table[self.layer, expert] for expert in range(self.num_experts)]
+                self._device_slots = mx.array(slots, mx.uint32)
+                mx.eval(self._device_slots)
+        return self._device_slots
+
+    def resident(self, experts: Sequence[int]) -> list[int]:
+        """Those of `experts` that are in the bank."""
+        table, layer = self.pool.table, self.layer
+        return [expert for expert in experts if (layer, expert) in table]
+
+    def acquire(self, experts: Sequence[int]) -> dict[int, int]:
+        """Pin `experts` (distinct), read the missing ones in one batch, and return expert → slot.
+
+        The pins hold until the bank's next fence.
+
+        Raises:
+            SidecarCorruptionError, ExpertReadError: a read failed; the bank is as before, less the evicted.
+        """
+        pool, layer = self.pool, self.layer
+        table, touch = pool.table, pool.policy.touch
+        missing = []
+        for expert in experts:
+            key = (layer, expert)
+            if key in table:
+                touch(key)
+                pool.pinned.add(key)
+            else:
+                missing.append(expert)
+        self.counters.hits += len(experts) - len(missing)
+        if missing:
+            self._read(missing)
+        return {expert: table[layer, expert] for expert in experts}
+
+    def _read(self, experts: list[int]) -> None:
+        pool = self.pool
+        slots, evicted = pool.take(len(experts))
+        self.counters.evictions += len(evicted)
+        try:
+            self._reader.read(pool.arrays.plan, self._source, self.layer, experts, slots, self.counters)
+        except BaseException:
+            pool.give_back(slots)
+            raise
+        keys = [(self.layer, expert) for expert in experts]
+        pool.fill(keys, slots)
+        pool.pinned.update(keys)
+        self.counters.misses += len(experts)
+
+    def read_scratch(self, arrays: ExpertArrays, experts: list[int]) -> None:
+        """Read `experts` into the first slots of `arrays`, leaving the bank alone.
+
+        Raises:
+            SidecarCorruptionError, ExpertReadError: a read failed.
+        """
+        slots = list(range(len(experts)))
+        self._reader.read(arrays.plan, self._source, self.layer, experts, slots, self.counters)
+        self.counters.misses += len(experts)
+        self.counters.transient_reads += len(experts)

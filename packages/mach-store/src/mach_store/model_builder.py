@@ -1,0 +1,99 @@
+"""Owns the making of a model whose routed experts live in a store: construct, swap, load everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.utils import load_model
+
+from mach.io.arch_adapter import MoeArchAdapter
+from mach.io.inspection import ExpertTensorNames
+from mach_store.errors import StoreError
+
+SwitchFactory = Callable[[int, nn.Module], nn.Module]
+"""(layer, the module to replace) → the module that takes its place."""
+
+
+def compute_dtype() -> mx.Dtype:
+    """The dtype activations have on the default device.
+
+    float32 on the CPU, where MLX's bfloat16 products are about nine times slower and less exact
+    (`docs/architecture.md`); bfloat16 elsewhere.
+    """
+    return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16
+
+
+def build_model(
+    directory: Path, adapter: MoeArchAdapter, moe_layers: Sequence[int], factory: SwitchFactory
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The family's mlx-lm model with every routed-expert module replaced, other weights loaded.
+
+    Expert modules are replaced before any weight is bound and expert tensors are dropped before the family's
+    `sanitize` sees them, so that no expert byte is read.
+
+    Args:
+        directory: the checkpoint.
+        adapter: its family.
+        moe_layers: model indices of the layers that have routed experts.
+        factory: makes the replacement of one layer's experts.
+
+    Returns:
+        The model, evaluated, and its config.
+
+    Raises:
+        StoreError: the model has no routed experts where the registry says they are, this version has no
+            module for the family, or mlx-lm refuses the weights (missing or unexpected tensors).
+    """
+    if adapter.mlx_lm_module is None:
+        raise StoreError(f"{adapter.model_type}: this version of mach has no model for this family yet")
+    module = import_module(adapter.mlx_lm_module)
+    base: Any = module.Model
+    experts = ExpertTensorNames(adapter)
+
+    def classes(config: dict[str, Any]) -> tuple[type[nn.Module], Any]:
+
+        class Swapped(base):
+            def __init__(self, args: Any) -> None:
+                super().__init__(args)
+                swap_switch_mlp(self, adapter, moe_layers, factory)
+
+            def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+                kept = {name: array for name, array in weights.items() if experts.place(name) is None}
+                return super().sanitize(kept) if hasattr(base, "sanitize") else kept
+
+        return Swapped, module.ModelArgs
+
+    try:
+        model, config = load_model(directory, lazy=True, get_model_classes=classes)
+    except (ValueError, KeyError, TypeError, FileNotFoundError, RuntimeError) as error:
+        raise StoreError(f"{directory}: the weights do not fit the model: {error}") from error
+    if compute_dtype() == mx.float32:
+        model.set_dtype(mx.float32)
+    mx.eval(model.parameters())
+    return model, config
+
+
+def swap_switch_mlp(
+    model: nn.Module, adapter: MoeArchAdapter, moe_layers: Sequence[int], factory: SwitchFactory
+) -> None:
+    """Replace the routed-expert module of every layer in `moe_layers`.
+
+    Raises:
+        StoreError: the module is not where the registry says.
+    """
+    for layer in moe_layers:
+        path = adapter.switch_block(layer)
+        *parents, name = path.split(".")
+        owner: Any = model
+        for part in parents:
+            owner = owner[int(part)] if part.isdigit() else getattr(owner, part, None)
+            if owner is None:
+                break
+        if owner is None or not isinstance(getattr(owner, name, None), nn.Module):
+            raise StoreError(f"{adapter.model_type}: the model has no routed experts at {path}")
+        setattr(owner, name, factory(layer, getattr(owner, name)))

@@ -1,0 +1,104 @@
+"""Owns stacked residency: every expert in memory, loaded once from an axis-0 stacked checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from mach.io.inspection import CheckpointInspection
+from mach_store.counters import LayerCounters
+from mach_store.expert_arrays import DTYPES, packing_of, widens
+from mach_store.expert_kernel import Components, Packing
+from mach_store.stacked_source import stacked_schemas
+
+
+class ResidentLayer:
+    """One layer's experts, all in memory; expert ids are slots.
+
+    Attributes: as `LayerExpertBank`'s.
+    """
+
+    def __init__(self, layer: int, num_experts: int, components: Components, packing: Packing) -> None:
+        """A view of arrays that somebody else loaded."""
+        self.layer, self.num_experts, self.components, self.packing = layer, num_experts, components, packing
+        self.counters = LayerCounters()
+        self.device_slots: mx.array | None = mx.arange(num_experts, dtype=mx.uint32)
+        mx.eval(self.device_slots)
+
+
+class ResidentStackedExpertCache:
+    """The expert store of `--no-streaming`.
+
+    Attributes:
+        layers: model index → its experts.
+        cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
+        residency: `"stacked"`, for reports.
+    """
+
+    residency = "stacked"
+
+    def __init__(self, inspection: CheckpointInspection, compute: mx.Dtype) -> None:
+        """Load every expert, layer by layer, in the dtype the compute device wants.
+
+        Args:
+            inspection: of a checkpoint with the stacked layout (the caller has asked the gate).
+            compute: dtype of the activations.
+        """
+        self.cancelled: Callable[[], bool] = _never
+        schemas, self.num_experts = stacked_schemas(inspection)
+        self.layers: dict[int, ResidentLayer] = {}
+        files: dict[str, Mapping[str, mx.array]] = {}
+        names = {(entry.file, entry.start): name for name, entry in inspection.tensors.items()}
+        self.nbytes = 0
+        for layer, schema in schemas.items():
+            components: dict[str, dict[str, mx.array]] = {}
+            for segment in schema.segments:
+                entry = inspection.stacked[layer][segment.projection][segment.component]
+                if entry.file not in files:
+                    files[entry.file] = _load(entry.file)
+                array = files[entry.file][names[entry.file, entry.start]]
+                wide = widens(segment.dtype, compute)
+                components.setdefault(segment.projection, {})[segment.component] = array.astype(
+                    mx.float32 if wide else DTYPES[segment.dtype]
+                )
+            arrays = [array for group in components.values() for array in group.values()]
+            mx.eval(arrays)
+            self.nbytes += sum(array.nbytes for array in arrays)
+            self.layers[layer] = ResidentLayer(layer, self.num_experts, components, packing_of(schema))
+
+    def totals(self) -> LayerCounters:
+        """The counters of all layers, added up."""
+        total = LayerCounters()
+        for layer in self.layers.values():
+            total.add(layer.counters)
+        return total
+
+    def stats(self) -> dict[str, Any]:
+        """What `/v1/cache/stats` reports as `streaming_summary`; nothing is streamed here."""
+        experts = self.num_experts * len(self.layers)
+        return {
+            "residency": self.residency,
+            "bank_bytes": self.nbytes,
+            "bank_slots": experts,
+            "experts_total": experts,
+            "experts_resident": experts,
+            **self.totals().as_dict(),
+        }
+
+    def abandon(self) -> None:
+        """Nothing is pinned: for symmetry with `BankCache`."""
+
+    def close(self) -> None:
+        """Nothing is open: for symmetry with `BankCache`."""
+
+
+def _load(path: str) -> Mapping[str, mx.array]:
+    tensors = mx.load(path)
+    assert isinstance(tensors, dict), "a .safetensors file loads as a dictionary"
+    return tensors
+
+
+def _never() -> bool:
+    return False

@@ -1,0 +1,76 @@
+"""Owns mach-store's environment variables: the one place where this package reads them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mach_store.errors import SettingError
+
+FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSettings:
+    """Knobs of residency and reading.
+
+    Attributes:
+        use_gather_dispatch: `LME_USE_GATHER_DISPATCH`; False selects the slot-by-slot reference.
+        fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
+        read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
+        direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE).
+        verify_reads: `LME_VERIFY_READS`; check every record's checksum as it is read.
+        transient_min_tokens: `LME_TRANSIENT_MIN_TOKENS`; from this many tokens on, a forward pass goes
+            expert by expert through the scratch arena and leaves the bank's contents alone.
+        scratch_experts: `LME_SCRATCH_EXPERTS`; experts that the scratch arena holds at once.
+    """
+
+    use_gather_dispatch: bool = True
+    fallback_policy: str = "fail-fast"
+    read_threads: int = 4
+    direct_io: bool = False
+    verify_reads: bool = True
+    transient_min_tokens: int = 32
+    scratch_experts: int = 16
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StoreSettings:
+        """The settings that `environment` asks for.
+
+        Raises:
+            SettingError: a variable holds a value that is not allowed; the message names it.
+        """
+        default = cls()
+        policy = environment.get("LME_FALLBACK_POLICY", default.fallback_policy)
+        if policy not in FALLBACK_POLICIES:
+            raise SettingError("LME_FALLBACK_POLICY", policy, " or ".join(FALLBACK_POLICIES))
+        return cls(
+            use_gather_dispatch=_flag(environment, "LME_USE_GATHER_DISPATCH", default.use_gather_dispatch),
+            fallback_policy=policy,
+            read_threads=_integer(environment, "LME_READ_THREADS", default.read_threads, 1, 64),
+            direct_io=_flag(environment, "LME_DIRECT_IO", default.direct_io),
+            verify_reads=_flag(environment, "LME_VERIFY_READS", default.verify_reads),
+            transient_min_tokens=_integer(
+                environment, "LME_TRANSIENT_MIN_TOKENS", default.transient_min_tokens, 2, 1 << 20
+            ),
+            scratch_experts=_integer(environment, "LME_SCRATCH_EXPERTS", default.scratch_experts, 1, 4096),
+        )
+
+
+def _flag(environment: Mapping[str, str], name: str, default: bool) -> bool:
+    value = environment.get(name)
+    if value is None:
+        return default
+    if value not in ("0", "1"):
+        raise SettingError(name, value, "0 or 1")
+    return value == "1"
+
+
+def _integer(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    value = environment.get(name)
+    if value is None:
+        return default
+    if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+        raise SettingError(name, value, f"an integer from {least} to {most}")
+    return int(value)

@@ -1,0 +1,1 @@
+"""The expert sidecar on disk: making it, opening it, verifying it. Its layout is `mach.io.sidecar_layout`."""

@@ -1,0 +1,189 @@
+"""Owns the making of a sidecar directory: layer by layer, resumable, and visible only when it is whole.
+
+Everything is written into `<output>.partial/`. After each layer `progress.json` there says, atomically, which
+layers are done; an interrupted export with the same fingerprint goes on from it. The finished directory takes
+the place of `<output>` in one step.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from mach.io.sidecar_layout import (
+    LAYOUT_NAME,
+    LayerFile,
+    RecordSchema,
+    SidecarLayout,
+    SidecarLayoutError,
+    check_files,
+    dump_layout,
+    layer_file_name,
+    padded,
+    parse_layout,
+)
+from mach_store.errors import SidecarExportError
+from mach_store.sidecar.atomic_directory import fsync_directory, install_directory
+
+Buffer = bytes | bytearray | memoryview
+PROGRESS_NAME = "progress.json"
+_COPY_BYTES = 8 << 20
+
+
+class SidecarWriter:
+    """Writes one sidecar; use as a context manager, write every layer, then `finish`."""
+
+    def __init__(self, output: str, *, model_type: str, alignment: int, fingerprint: str) -> None:
+        """Open or resume `<output>.partial`.
+
+        Args:
+            output: the directory to make.
+            model_type: architecture key, stored in the layout.
+            alignment: bytes that every record starts at a multiple of; a power of two.
+            fingerprint: identifies source and settings; only progress with the same one is resumed.
+
+        Raises:
+            SidecarExportError: another export into the same directory is running.
+        """
+        if alignment < 1 or alignment & (alignment - 1):
+            raise SidecarExportError(f"alignment {alignment} is not a power of two")
+        self.output = output.rstrip("/")
+        self.partial = self.output + ".partial"
+        self._model_type, self._alignment, self._fingerprint = model_type, alignment, fingerprint
+        os.makedirs(self.partial, exist_ok=True)
+        self._lock = os.open(os.path.join(self.partial, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise SidecarExportError(f"{self.partial}: another export is writing here") from error
+        self._done: dict[int, LayerFile] = self._resume()
+
+    def __enter__(self) -> SidecarWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._lock)
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Layers that need not be written again."""
+        return frozenset(self._done)
+
+    def write_layer(self, index: int, schema: RecordSchema, records: Iterable[Sequence[Buffer]]) -> None:
+        """Write one layer file; each record is its segments' bytes in the schema's order.
+
+        Raises:
+            SidecarExportError: a segment has the wrong size, or the disk refuses (full, read-only).
+        """
+        name = layer_file_name(index)
+        temporary = os.path.join(self.partial, name + ".tmp")
+        stride = padded(schema.nbytes, self._alignment)
+        padding = bytes(stride - schema.nbytes)
+        checksums = []
+        try:
+            with open(temporary, "wb", buffering=_COPY_BYTES) as out:
+                for expert, record in enumerate(records):
+                    crc = 0
+                    for segment, data in zip(schema.segments, record, strict=True):
+                        if memoryview(data).nbytes != segment.nbytes:
+                            raise SidecarExportError(
+                                f"layer {index}, expert {expert}: {segment.name} has "
+                                f"{memoryview(data).nbytes} bytes, not {segment.nbytes}"
+                            )
+                        crc = zlib.crc32(data, crc)
+                        out.write(data)
+                    out.write(padding)
+                    checksums.append(crc)
+                out.flush()
+                os.fsync(out.fileno())
+            os.rename(temporary, os.path.join(self.partial, name))
+            self._done[index] = LayerFile(
+                index=index,
+                file=name,
+                num_experts=len(checksums),
+                stride=stride,
+                schema=schema,
+                checksums=tuple(checksums),
+            )
+            self._write_atomically(
+                PROGRESS_NAME,
+                json.dumps({"fingerprint": self._fingerprint, "layout": json.loads(self._layout())}).encode(),
+            )
+        except OSError as error:
+            raise SidecarExportError(
+                f"{error.filename or temporary}: {error.strerror}; the layers done so far are kept in "
+                f"{self.partial} and the next export goes on from them"
+            ) from error
+
+    def finish(self) -> SidecarLayout:
+        """Write `layout.json`, check every size, and put the directory in place.
+
+        Raises:
+            SidecarExportError: nothing was written, or the directory cannot be put in place.
+        """
+        if not self._done:
+            raise SidecarExportError(f"{self.output}: no layer was written")
+        raw = self._layout()
+        layout = parse_layout(raw, os.path.join(self.partial, LAYOUT_NAME))
+        try:
+            self._write_atomically(LAYOUT_NAME, raw)
+            check_files(layout, self.partial)
+            keep = {LAYOUT_NAME, *(layer.file for layer in layout.layers)}
+            for name in os.listdir(self.partial):
+                if name not in keep:
+                    os.unlink(os.path.join(self.partial, name))
+            fsync_directory(self.partial)
+            install_directory(self.partial, self.output)
+        except OSError as error:
+            raise SidecarExportError(f"{self.output}: {error}") from error
+        return layout
+
+    def _layout(self) -> bytes:
+        layers = tuple(self._done[index] for index in sorted(self._done))
+        return dump_layout(
+            SidecarLayout(model_type=self._model_type, alignment=self._alignment, layers=layers)
+        )
+
+    def _write_atomically(self, name: str, data: bytes) -> None:
+        path = os.path.join(self.partial, name)
+        with open(path + ".tmp", "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.rename(path + ".tmp", path)
+
+    def _resume(self) -> dict[int, LayerFile]:
+        """The layers of an earlier, interrupted export that are whole and belong to the same source."""
+        path = os.path.join(self.partial, PROGRESS_NAME)
+        try:
+            with open(path, "rb") as handle:
+                progress = json.loads(handle.read())
+            if progress["fingerprint"] != self._fingerprint:
+                return {}
+            layout = parse_layout(json.dumps(progress["layout"]).encode(), path)
+        except (OSError, ValueError, KeyError, TypeError, SidecarLayoutError):
+            return {}
+        if layout.alignment != self._alignment:
+            return {}
+        return {layer.index: layer for layer in layout.layers if self._intact(layer)}
+
+    def _intact(self, layer: LayerFile) -> bool:
+        path = os.path.join(self.partial, layer.file)
+        try:
+            if os.stat(path).st_size != layer.file_bytes:
+                return False
+            with open(path, "rb") as handle:
+                for expected in layer.checksums:
+                    record = handle.read(layer.stride)
+                    if zlib.crc32(memoryview(record)[: layer.schema.nbytes]) != expected:
+                        return False
+        except OSError:
+            return False
+        return True
