@@ -58,8 +58,8 @@ class Engine:
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
         self.vocabulary_size = loaded.vocabulary_size
-        # A resident CPU model has no fence to be cancelled at, so its chunks are short.
-        self.prefill_chunk = prefill_chunk or (512 if self.store.residency == "streaming" else 64)
+        # Where every expert is in memory there is no fence to be cancelled at, so chunks are short.
+        self.prefill_chunk = prefill_chunk or (64 if self.store.host_free else 512)
 
     @classmethod
     def load(cls, config: EngineConfig) -> Engine:
@@ -82,7 +82,7 @@ class Engine:
 
         Args:
             request: what to answer.
-            cancelled: asked before every step and, while streaming, at every layer.
+            cancelled: asked before every step and, while experts are on disk, at every layer.
 
         Raises:
             GenerationCancelledError: `cancelled` said so; the engine is free again.
@@ -103,8 +103,12 @@ class Engine:
             self.store.abandon()
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of plain text; special tokens written out in it are taken as such."""
-        return tuple(self.tokenizer.encode(text))
+        """Token ids of plain text; special tokens written out in it are taken as such.
+
+        Raises:
+            TokenizerError: the text is not Unicode (it holds half of a surrogate pair).
+        """
+        return self._encode(text, add_special_tokens=True)
 
     def render_chat(
         self, messages: Sequence[Message], *, tools: Sequence[Message] | None = None, **options: Any
@@ -122,7 +126,16 @@ class Engine:
             )
         except Exception as error:  # templates raise whatever their author chose
             raise TokenizerError(f"the chat template refused the messages: {error}") from error
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"the text is not Unicode: character {error.start} is half of a surrogate pair; give it in UTF-8"
+            ) from None
+        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def close(self) -> None:
         """Free files and memory."""

@@ -30,7 +30,8 @@ class Generation:
 
         Raises:
             PromptTooLongError: prompt and one token do not fit into the context.
-            SamplingError: the prompt is empty, names an unknown token, or max_tokens is not positive.
+            SamplingError: the prompt is empty or names an unknown token, max_tokens is not positive, or a stop
+                string is empty.
         """
         if not request.prompt:
             raise SamplingError("prompt", "is empty: at least one token is needed")
@@ -38,6 +39,8 @@ class Generation:
             raise SamplingError("prompt", f"holds a token outside 0…{engine.vocabulary_size - 1}")
         if request.max_tokens is not None and request.max_tokens < 1:
             raise SamplingError("max_tokens", f"must be at least 1, not {request.max_tokens}")
+        if "" in request.stop:
+            raise SamplingError("stop", "holds an empty string, which would end every answer: leave it out")
         room = engine.context_length - len(request.prompt)
         if room < 1:
             raise PromptTooLongError(len(request.prompt), engine.context_length)
@@ -50,9 +53,11 @@ class Generation:
         self._prefilled = 0
         self._detokenizer = engine.tokenizer.detokenizer
         self._stops = StopStrings(request.stop)
+        self._ahead: mx.array | None = None
+        self._seen = set(request.prompt)
         self._counters_before: LayerCounters = engine.store.totals()
         self._began = time.perf_counter()
-        self._prefill_end = self._first_token = self._last_token = 0.0
+        self._first_token = self._last_token = 0.0
 
     def step(self) -> StepEvent:
         """Process one chunk of the prompt, or generate one token."""
@@ -80,22 +85,33 @@ class Generation:
         return StepEvent(prefilled=end)
 
     def _next_token(self) -> int:
-        prompt = self.request.prompt
-        last = self.tokens[-1] if self.tokens else prompt[-1]
-        logits = self._engine.model(mx.array([[last]]), cache=self._cache)[0, -1]
-        self._prefilled = len(prompt)
-        if not self.tokens:
-            mx.eval(logits)
-            self._prefill_end = time.perf_counter()
-        position = len(prompt) + len(self.tokens)
-        sampling = self.request.sampling
-        seen = (*prompt, *self.tokens) if sampling.repetition_penalty != 1.0 else ()
-        token = cast(int, choose(logits, sampling, position, seen).item())
+        prompt, made = self.request.prompt, len(self.tokens)
+        chosen = self._ahead
+        if chosen is None:
+            chosen = self._choose_after(mx.array(self.tokens[-1] if made else prompt[-1]), made)
+        self._prefilled, self._ahead = len(prompt), None
+        if made + 1 < self._limit and self._can_look_ahead():
+            # The next pass is queued before this token is known to the host, which so never keeps the device
+            # waiting. After an end token it is thrown away.
+            self._ahead = self._choose_after(chosen, made + 1)
+            mx.async_eval(self._ahead)  # type: ignore[no-untyped-call]
+        token = cast(int, chosen.item())
         self._last_token = time.perf_counter()
-        if not self.tokens:
+        if not made:
             self._first_token = self._last_token
         self.tokens.append(token)
+        self._seen.add(token)
         return token
+
+    def _choose_after(self, last: mx.array, made: int) -> mx.array:
+        """The token after `last`, when `made` tokens have been generated before it; not evaluated."""
+        prompt, sampling = self.request.prompt, self.request.sampling
+        logits = self._engine.model(last.reshape(1, 1), cache=self._cache)[0, -1]
+        return choose(logits, sampling, len(prompt) + made, self._seen)
+
+    def _can_look_ahead(self) -> bool:
+        """Whether a pass can be built without the host: no expert to read, no earlier token to look at."""
+        return self._engine.store.host_free and self.request.sampling.repetition_penalty == 1.0
 
     def _flush(self) -> str:
         self._detokenizer.finalize()
@@ -118,7 +134,6 @@ class Generation:
         return GenerationFigures(
             prompt_tokens=len(self.request.prompt),
             completion_tokens=len(self.tokens),
-            prefill_seconds=self._prefill_end - self._began,
             first_token_seconds=self._first_token - self._began,
             decode_seconds=self._last_token - self._first_token,
             expert_hits=after.hits - before.hits,

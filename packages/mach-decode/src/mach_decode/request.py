@@ -34,8 +34,7 @@ class GenerationFigures:
     Attributes:
         prompt_tokens: tokens in the prompt.
         completion_tokens: tokens generated, the end token included.
-        prefill_seconds: from the start to the first token's logits.
-        first_token_seconds: from the start to the first token.
+        first_token_seconds: from the start to the first token: the prompt's processing.
         decode_seconds: from the first token to the last.
         expert_hits: experts found in the bank, over both phases.
         expert_misses: experts read from disk.
@@ -45,7 +44,6 @@ class GenerationFigures:
 
     prompt_tokens: int
     completion_tokens: int
-    prefill_seconds: float
     first_token_seconds: float
     decode_seconds: float
     expert_hits: int
@@ -55,8 +53,8 @@ class GenerationFigures:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Prefill speed; 0 before it is known."""
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+        """Prefill speed, the first token's choice included."""
+        return self.prompt_tokens / self.first_token_seconds if self.first_token_seconds > 0 else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:

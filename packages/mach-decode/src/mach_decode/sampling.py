@@ -8,7 +8,7 @@ The order is that of Hugging Face's and vLLM's samplers: repetition penalty, tem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,6 +16,8 @@ import mlx.core as mx
 from mach_decode.errors import SamplingError
 
 _MASK64 = (1 << 64) - 1
+_LEAST_TEMPERATURE = 1e-30
+"""Below it float32 has no full precision, and then no number at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +61,14 @@ class SamplingParams:
         return self.temperature == 0.0
 
 
-def choose(logits: mx.array, params: SamplingParams, position: int, seen: Sequence[int]) -> mx.array:
+def choose(logits: mx.array, params: SamplingParams, position: int, seen: Collection[int]) -> mx.array:
     """The next token.
 
     Args:
         logits: [vocabulary], any float dtype.
         params: how to choose.
         position: index in the sequence, prompt included, that the token will have.
-        seen: tokens of prompt and answer so far; read only with a repetition penalty.
+        seen: tokens of prompt and answer so far, in any order; read only with a repetition penalty.
 
     Returns:
         A scalar array, not yet evaluated.
@@ -79,7 +81,9 @@ def choose(logits: mx.array, params: SamplingParams, position: int, seen: Sequen
         logits[ids] = mx.where(rows > 0, rows / penalty, rows * penalty)
     if params.greedy:
         return mx.argmax(logits)
-    kept = _truncate(logits / params.temperature, params)
+    # From the greatest down, so that no temperature, however small, makes an infinity of it.
+    scaled = (logits - logits.max()) / max(params.temperature, _LEAST_TEMPERATURE)
+    kept = _truncate(scaled, params)
     return mx.random.categorical(kept, key=mx.random.key(_mix(params.seed, position)))
 
 

@@ -16,7 +16,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Args: stops: not empty strings; the first to be complete wins, at its earliest place."""
-        self._stops = tuple(stop for stop in stops if stop)
+        self._stops = tuple(stops)
         self._held = ""
         self.found: str | None = None
 

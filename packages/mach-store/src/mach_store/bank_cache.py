@@ -88,15 +88,13 @@ class BankCache:
         )
         self._pools = []
         self.layers: dict[int, LayerExpertBank] = {}
+        # Every group first gets one token's experts; what is left is shared out by the bytes still missing.
+        spare, missing = budget_bytes - least, self.total_bytes - least
         for schema, members in groups.items():
-            experts = source.num_experts * len(members)
-            # A group's part of the budget is its part of all experts' bytes, but never less than one token's.
-            part = (
-                budget_bytes * sizes[schema] * experts // self.total_bytes
-                if len(groups) > 1
-                else budget_bytes
-            )
-            slots = max(top_k * len(members), min(experts, part // sizes[schema]))
+            needed = top_k * len(members)
+            more = source.num_experts * len(members) - needed
+            part = spare * more * sizes[schema] // missing if missing else 0
+            slots = needed + min(more, part // sizes[schema])
             layers = dict.fromkeys(members, source.num_experts)
             pool = ExpertPool(schema, layers, slots, top_k, compute, reader)
             self._pools.append(pool)
@@ -124,6 +122,11 @@ class BankCache:
     def whole(self) -> bool:
         """Whether every expert of the model has a slot."""
         return all(pool.whole for pool in self._pools)
+
+    @property
+    def host_free(self) -> bool:
+        """Whether a forward pass never waits for the host: every expert is in memory, to stay."""
+        return self.whole and all(bank.device_slots is not None for bank in self.layers.values())
 
     def fence(self, indices: mx.array) -> list[int]:
         """Bring routed ids to the host, flat, and release the pins of whatever was held.

@@ -9,15 +9,16 @@ from dataclasses import asdict, dataclass, fields
 class LayerCounters:
     """Counts of one layer since its store was made.
 
-    A hit or miss is one distinct expert needed by one forward pass of the layer.
+    A hit or miss is one distinct expert needed by one forward pass of the layer. Where every expert is in memory
+    the host does not see the routes: a pass then counts as many hits as it has routes, at most one per expert.
 
     Attributes:
         hits: experts found in the bank.
         misses: experts read from disk, transient ones included.
         evictions: experts that left the bank for another.
         transient_reads: the misses that went through the scratch arena.
-        bytes_read: bytes read from disk.
-        read_seconds: wall time spent in reads.
+        bytes_read: bytes read from disk, those read while the store was filled before serving included.
+        read_seconds: wall time spent in reads, likewise.
     """
 
     hits: int = 0

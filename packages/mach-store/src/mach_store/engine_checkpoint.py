@@ -54,6 +54,7 @@ def write_stacked_checkpoint(source: Path, output: Path) -> None:
     Raises:
         CheckpointError: the source is malformed.
         UnsupportedLayoutError: the source has no sidecar.
+        SidecarCorruptionError: a record of it is not what was written.
         OSError: the disk refuses.
     """
     inspection = inspect_checkpoint(source)
@@ -61,8 +62,15 @@ def write_stacked_checkpoint(source: Path, output: Path) -> None:
         raise UnsupportedLayoutError(
             f"{source}: has no expert sidecar to stack", path=str(source), layout=inspection.layout
         )
+    # The copies have no checksums: a bad record found later would look like a good one.
+    for bad in verify_sidecar(inspection.sidecar_directory):
+        raise SidecarCorruptionError(
+            f"{bad}; export the sidecar again, and check the disk",
+            path=bad.path,
+            layer=bad.layer,
+            expert=bad.expert,
+        )
     layout = read_layout(inspection.sidecar_directory)
-    check_files(layout, inspection.sidecar_directory)
     output.mkdir(parents=True, exist_ok=True)
     _write_others(inspection, output)
     for layer in layout.layers:

@@ -67,8 +67,16 @@ class PythonScatterPlan:
         scattered = len(offsets) == len(slots) * parts and parts > 1
         if len(fds) != len(offsets) or (not scattered and len(offsets) != len(slots)):
             raise ValueError("fds and offsets must name one place per record, or one per segment")
-        if len(set(slots)) != len(slots) or any(not 0 <= slot < self.slots for slot in slots):
-            raise IndexError(f"slots {list(slots)} are not distinct indices below {self.slots}")
+        if crcs is not None and len(crcs) != len(slots):
+            raise ValueError("crcs must have one checksum per record")
+        if not 1 <= threads <= 64:
+            raise ValueError(f"threads is {threads}: it must be from 1 to 64")
+        if any(fd < 0 for fd in fds) or any(not 0 <= at < (1 << 63) - self.record_bytes for at in offsets):
+            raise ValueError("fds must be open descriptors, and records must end below 2⁶³")
+        if any(not 0 <= slot < self.slots for slot in slots):
+            raise IndexError(f"slots {list(slots)} are not all below {self.slots}")
+        if len(set(slots)) != len(slots):
+            raise ValueError(f"slots {list(slots)} name one twice")
         if direct:
             raise ValueError("the Python reader cannot read past the page cache")
         for job, slot in enumerate(slots):

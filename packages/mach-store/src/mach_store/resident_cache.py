@@ -35,9 +35,11 @@ class ResidentStackedExpertCache:
         layers: model index → its experts.
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"stacked"`, for reports.
+        host_free: a forward pass never waits for the host.
     """
 
     residency = "stacked"
+    host_free = True
 
     def __init__(self, inspection: CheckpointInspection, compute: mx.Dtype) -> None:
         """Load every expert, layer by layer, in the dtype the compute device wants.

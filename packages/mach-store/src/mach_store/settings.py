@@ -71,6 +71,7 @@ def _integer(environment: Mapping[str, str], name: str, default: int, least: int
     value = environment.get(name)
     if value is None:
         return default
-    if not (value.isascii() and value.isdigit()) or not least <= int(value) <= most:
+    digits = value.isascii() and value.isdigit() and len(value) <= 9
+    if not digits or not least <= int(value) <= most:
         raise SettingError(name, value, f"an integer from {least} to {most}")
     return int(value)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import mlx.core as mx
 import numpy as np
 
+from mach.io.arch_adapter import MoeArchAdapter
 from mach.io.inspection import CheckpointInspection, ExpertTensorNames
+from mach.io.quantization import BLOCK_MODES
 from mach.io.safetensors_header import TensorEntry
 from mach.io.sidecar_layout import PROJECTIONS, Quantization, RecordSchema, build_schema
 from mach_store.errors import SidecarExportError
@@ -18,6 +21,21 @@ from mach_store.stacked_source import DTYPE_NAMES, stacked_schemas
 Record = Sequence[bytes | memoryview]
 _FLOATS = {"BF16": mx.bfloat16, "F16": mx.float16, "F32": mx.float32}
 _NUMPY = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """How experts shall be packed; None leaves the choice to the family, or to what is packed already."""
+
+    bits: int
+    group_size: int | None
+    mode: str | None
+
+    def complete(self, adapter: MoeArchAdapter) -> Quantization:
+        """With the defaults of `adapter`'s family, and those of the block modes, which have one size each."""
+        mode = self.mode or adapter.default_mode
+        default = BLOCK_MODES[mode][1] if mode in BLOCK_MODES else adapter.default_group_size
+        return Quantization(mode=mode, bits=self.bits, group_size=self.group_size or default)
 
 
 class ExpertRecords(Protocol):
@@ -35,40 +53,50 @@ class ExpertRecords(Protocol):
         """Each expert's segments, expert by expert."""
 
 
-def open_records(inspection: CheckpointInspection, quantize_to: Quantization | None) -> ExpertRecords:
+def open_records(inspection: CheckpointInspection, wanted: Packing | None) -> ExpertRecords:
     """The experts of a checkpoint as records.
 
     Args:
         inspection: of a checkpoint with the stacked or per-expert layout.
-        quantize_to: pack plain floats so; None keeps the bytes as they are.
+        wanted: pack plain floats so, and accept packed ones only if they are so; None keeps the bytes as they
+            are.
 
     Raises:
-        SidecarExportError: the layout holds no experts that can be read one by one.
+        SidecarExportError: the layout holds no experts that can be read one by one, or they cannot be packed
+            as wanted.
     """
     if inspection.layout == "stacked":
         stored = StackedRecords(inspection)
-        if quantize_to is None:
+        if wanted is None:
             return stored
         if any(q is not None for schema in stored.schemas.values() for q in schema.quantization):
-            _require_same(inspection, stored, quantize_to)
+            _require_same(inspection, stored, wanted)
             return stored
-        return QuantizedRecords(stored, quantize_to)
+        return QuantizedRecords(stored, wanted.complete(inspection.adapter))
     if inspection.layout == "per_expert":
         plain = PerExpertRecords(inspection)
-        return plain if quantize_to is None else QuantizedRecords(plain, quantize_to)
+        return plain if wanted is None else QuantizedRecords(plain, wanted.complete(inspection.adapter))
     raise SidecarExportError(
         f"{inspection.directory}: experts cannot be exported from the {inspection.layout} layout "
         f"({inspection.layout_reason}); a stacked or per-expert checkpoint is needed"
     )
 
 
-def _require_same(inspection: CheckpointInspection, stored: ExpertRecords, wanted: Quantization) -> None:
+def _require_same(inspection: CheckpointInspection, stored: ExpertRecords, wanted: Packing) -> None:
     for schema in stored.schemas.values():
         for q in schema.quantization:
-            if q is not None and q.bits != wanted.bits:
+            if q is None:
+                continue
+            same = Packing(
+                bits=q.bits,
+                group_size=wanted.group_size and q.group_size,
+                mode=wanted.mode and q.mode,
+            )
+            if same != wanted:
                 raise SidecarExportError(
-                    f"{inspection.directory}: the experts are already packed with {q.bits} bits; they cannot "
-                    f"be exported with {wanted.bits}: convert the original checkpoint again"
+                    f"{inspection.directory}: the experts are already packed ({q.mode}, {q.bits} bits, groups "
+                    f"of {q.group_size}) and cannot be packed otherwise: export them as they are, or convert "
+                    "the original checkpoint"
                 )
 
 
@@ -147,7 +175,7 @@ class QuantizedRecords:
         """Work out the packed record from the first layer's shapes.
 
         Raises:
-            SidecarExportError: a width is not a multiple of the group size.
+            SidecarExportError: a width is not a multiple of the group size, or MLX cannot pack so.
         """
         self._plain, self._q = plain, q
         self.num_experts = plain.num_experts
@@ -164,7 +192,13 @@ class QuantizedRecords:
                         f"layer {layer}: {segment.projection} has {columns} inputs, not a multiple of the "
                         f"group size {q.group_size}"
                     )
-                packed = self._pack(mx.zeros((1, columns), mx.bfloat16))
+                try:
+                    packed = self._pack(mx.zeros((1, columns), mx.bfloat16))
+                except ValueError as error:
+                    raise SidecarExportError(
+                        f"experts cannot be packed with mode {q.mode}, {q.bits} bits, groups of "
+                        f"{q.group_size}: {error}"
+                    ) from error
                 for component, array in packed.items():
                     dtype = str(array.dtype).removeprefix("mlx.core.")
                     tensors.append((f"{segment.projection}.{component}", dtype, (rows, array.shape[-1])))

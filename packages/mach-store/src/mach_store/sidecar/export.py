@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mach.io.inspection import CheckpointInspection, inspect_checkpoint
-from mach.io.sidecar_layout import DEFAULT_ALIGNMENT, Quantization, SidecarLayout
+from mach.io.sidecar_layout import DEFAULT_ALIGNMENT, SidecarLayout
 from mach_store.errors import SidecarExportError
-from mach_store.sidecar.expert_records import open_records
+from mach_store.sidecar.expert_records import Packing, open_records
 from mach_store.sidecar.sidecar_writer import SidecarWriter
 
 Progress = Callable[[int, int], None]
@@ -50,16 +50,11 @@ def export_sidecar(
         raise SidecarExportError(
             f"{checkpoint}: has {inspection.shape.num_experts} experts per layer, not {num_experts}"
         )
-    q = None
-    if bits is not None:
-        adapter = inspection.adapter
-        q = Quantization(
-            mode=mode or adapter.default_mode,
-            bits=bits,
-            group_size=group_size or adapter.default_group_size,
-        )
-    source = open_records(inspection, q)
-    settings = f"{q} align={alignment}"
+    if bits is None and (group_size is not None or mode is not None):
+        raise SidecarExportError("group size and mode hold for packing: give the bits (--bits) too")
+    wanted = None if bits is None else Packing(bits=bits, group_size=group_size, mode=mode)
+    source = open_records(inspection, wanted)
+    settings = f"{wanted} align={alignment}"
     with SidecarWriter(
         str(output),
         model_type=inspection.adapter.model_type,

@@ -47,21 +47,27 @@ class SidecarWriter:
             fingerprint: identifies source and settings; only progress with the same one is resumed.
 
         Raises:
-            SidecarExportError: another export into the same directory is running.
+            SidecarExportError: another export into the same directory is running, the disk refuses, or the
+                alignment is not a power of two.
         """
         if alignment < 1 or alignment & (alignment - 1):
             raise SidecarExportError(f"alignment {alignment} is not a power of two")
         self.output = output.rstrip("/")
         self.partial = self.output + ".partial"
         self._model_type, self._alignment, self._fingerprint = model_type, alignment, fingerprint
-        os.makedirs(self.partial, exist_ok=True)
-        self._lock = os.open(os.path.join(self.partial, "lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        # Beside the directory, which is renamed in the end, and not in it.
+        self._lock_path = self.partial + ".lock"
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.makedirs(os.path.dirname(os.path.abspath(self.output)), exist_ok=True)
+            self._lock = _lock(self._lock_path)
         except OSError as error:
-            os.close(self._lock)
-            raise SidecarExportError(f"{self.partial}: another export is writing here") from error
-        self._done: dict[int, LayerFile] = self._resume()
+            raise SidecarExportError(f"{self.output}: cannot be written: {error.strerror}") from error
+        try:
+            os.makedirs(self.partial, exist_ok=True)
+            self._done: dict[int, LayerFile] = self._resume()
+        except OSError as error:
+            self._unlock()
+            raise SidecarExportError(f"{self.partial}: cannot be written: {error.strerror}") from error
 
     def __enter__(self) -> SidecarWriter:
         return self
@@ -69,6 +75,11 @@ class SidecarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._unlock()
+
+    def _unlock(self) -> None:
+        # Unlinked while it is held: whoever waits for the old file sees that it is not the named one any more.
+        os.unlink(self._lock_path)
         os.close(self._lock)
 
     @property
@@ -142,7 +153,7 @@ class SidecarWriter:
             fsync_directory(self.partial)
             install_directory(self.partial, self.output)
         except OSError as error:
-            raise SidecarExportError(f"{self.output}: {error}") from error
+            raise SidecarExportError(f"{self.output}: cannot be put in place: {error}") from error
         return layout
 
     def _layout(self) -> bytes:
@@ -187,3 +198,31 @@ class SidecarWriter:
         except OSError:
             return False
         return True
+
+
+def _lock(path: str) -> int:
+    """A descriptor of the file `path`, locked; the lock ends with the process, however it ends.
+
+    Raises:
+        SidecarExportError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    while True:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(fd)
+            raise SidecarExportError(
+                f"{path}: another export is writing here: wait for it, or end it, and export again"
+            ) from error
+        except OSError:
+            os.close(fd)
+            raise
+        # The file may have been unlinked between open and flock: then this lock protects nothing.
+        try:
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)

@@ -1,0 +1,164 @@
+"""Peak memory of a streaming run under a hard limit smaller than its experts.
+
+    uv run python tools/bench/bench_memory.py [--limit-gb 1.2] [--expert-cache-gb 0.5] [--keep DIR]
+
+Makes a random checkpoint with more than 2 GB of experts, generates with streaming inside a memory cgroup of
+`--limit-gb` (page cache included), and then loads the same weights whole under the same limit, which the
+kernel must kill. Where no cgroup can be made, RLIMIT_DATA stands in and the table says so. Appends to
+docs/bench/memory.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+from bench_record import append_rows
+
+from mach.commands.process import run_command
+from mach.io.checkpoint_path import resolve_checkpoint
+from mach.io.inspection import inspect_checkpoint
+from mach.io.sidecar_layout import read_layout
+from mach_store.engine_checkpoint import write_stacked_checkpoint
+from mach_store.expert_arrays import slot_bytes
+from mach_store.settings import StoreSettings
+from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+
+CONFIG = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 1024,
+    "num_hidden_layers": 12,
+    "intermediate_size": 1024,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "num_experts": 72,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 1536,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "vocab_size": 8192,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 4096,
+    "quantization": {"mode": "affine", "bits": 4, "group_size": 64},
+}
+WHOLE = """
+import sys
+from mach_decode.engine import Engine, EngineConfig
+from mach_decode.request import GenerationRequest
+import mach_decode.loader as loader
+loader._refuse_if_too_big = lambda *_: None  # the honest refusal would hide what the kernel does
+engine = Engine.load(EngineConfig(checkpoint=sys.argv[1], expert_residency="stacked"))
+list(engine.generate(GenerationRequest(prompt=engine.encode("x = 1"), max_tokens=2)))
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, print a table, append the CSV; exit status 1 when the promise is broken."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--limit-gb", type=float, default=1.2)
+    parser.add_argument("--expert-cache-gb", type=float, default=0.5)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--prompt-tokens", type=int, default=48)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as scratch:
+        sliced, stacked = Path(scratch) / "sliced", Path(scratch) / "stacked"
+        write_synthetic_checkpoint(sliced, CONFIG, tokenizer_from=resolve_checkpoint("mach-pico"))
+        write_stacked_checkpoint(sliced, stacked)
+        inspection = inspect_checkpoint(sliced)
+        assert inspection.sidecar_directory is not None
+        layout = read_layout(inspection.sidecar_directory)
+        settings = StoreSettings.from_environment()
+        scratch_bytes = settings.scratch_experts * slot_bytes(layout.layers[0].schema, mx.float32)
+        with _HardLimit(int(options.limit_gb * 1e9)) as limit:
+            streamed = limit.run(
+                [
+                    sys.executable, "-m", "mach_cli.generate_command", str(sliced), "--streaming",
+                    "--prompt", "a b " * (options.prompt_tokens // 2),
+                    "--max-tokens", str(options.tokens), "--expert-cache-gb", str(options.expert_cache_gb),
+                ]
+            )  # fmt: skip
+            whole = limit.run([sys.executable, "-c", WHOLE, str(stacked)])
+    print(streamed.stderr, file=sys.stderr)
+    peak = re.search(r"peak memory (\d+) MB", streamed.stderr)
+    row = {
+        "limit": f"{options.limit_gb:.2f} GB {limit.kind}",
+        "experts_gb": f"{layout.record_bytes_total / 1e9:.3f}",
+        "other_weights_mb": f"{inspection.other_bytes / 1e6:.0f}",
+        "bank_mb": f"{options.expert_cache_gb * 1e3:.0f}",
+        "scratch_mb": f"{scratch_bytes / 1e6:.0f}",
+        "streaming_exit": streamed.returncode,
+        "streaming_peak_mb": peak.group(1) if peak else "",
+        "whole_exit": whole.returncode,
+    }
+    constant = float("nan")
+    if peak:
+        promised = inspection.other_bytes + options.expert_cache_gb * 1e9 + scratch_bytes
+        constant = float(peak.group(1)) - promised / 1e6
+        row["constant_mb"] = f"{constant:.0f}"
+    append_rows("memory", [row])
+    return 0 if streamed.returncode == 0 and whole.returncode != 0 and constant <= 512 else 1
+
+
+class _HardLimit:
+    """Runs commands under a memory limit that the kernel enforces."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._group: Path | None = None
+        self.kind = "RLIMIT_DATA"
+
+    def __enter__(self) -> _HardLimit:
+        for root, bound in (
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            ("/sys/fs/cgroup", "memory.max"),
+        ):
+            group = Path(root) / f"mach-bench-{os.getpid()}"
+            try:
+                group.mkdir()
+                (group / bound).write_text(str(self._limit))
+            except OSError:
+                if group.is_dir():
+                    group.rmdir()
+                continue
+            self._group, self.kind = group, "cgroup"
+            break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._group is not None:
+            self._group.rmdir()
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run `command` inside the limit; a kill shows as exit status -9."""
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=900, check=False, preexec_fn=self._enter()
+        )
+
+    def _enter(self) -> Callable[[], None]:
+        group, limit = self._group, self._limit
+
+        def enter() -> None:
+            if group is not None:
+                (group / "cgroup.procs").write_text(str(os.getpid()))
+            else:
+                resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+        return enter
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("bench_memory", main))
