@@ -59,9 +59,7 @@ def record_file(tmp_path: Path):
         os.close(file.fd)
 
 
-def _read_plainly(
-    record: bytes, sizes: Sequence[int], widen: Sequence[bool] | None = None
-) -> list[bytes]:
+def _read_plainly(record: bytes, sizes: Sequence[int], widen: Sequence[bool] | None = None) -> list[bytes]:
     slots, at = [], 0
     for size, wide in zip(sizes, widen or [False] * len(sizes), strict=True):
         segment = record[at : at + size]

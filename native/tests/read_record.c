@@ -8,17 +8,17 @@
 
 #include "lme_expert_io.h"
 
-#define CHECK(condition)                                             \
-  do {                                                               \
-    if (!(condition)) {                                              \
-      fprintf(stderr, "line %d: %s\n", __LINE__, #condition);        \
-      return 1;                                                      \
-    }                                                                \
+#define CHECK(condition)                                      \
+  do {                                                        \
+    if (!(condition)) {                                       \
+      fprintf(stderr, "line %d: %s\n", __LINE__, #condition); \
+      return 1;                                               \
+    }                                                         \
   } while (0)
 
 enum { WEIGHT = 300, SCALES = 4, RECORD = WEIGHT + SCALES };
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   CHECK(argc == 2);
   CHECK(lme_expert_io_abi_version() == LME_EXPERT_IO_ABI_VERSION);
 
@@ -36,10 +36,18 @@ int main(int argc, char **argv) {
   int64_t slots[] = {2, 0};
   int32_t fds[] = {fd, fd};
   int64_t offsets[] = {0, RECORD};
-  uint32_t crcs[] = {lme_expert_io_crc32(0, records, RECORD), lme_expert_io_crc32(0, records + RECORD, RECORD)};
+  uint32_t crcs[] = {lme_expert_io_crc32(0, records, RECORD),
+                     lme_expert_io_crc32(0, records + RECORD, RECORD)};
   lme_expert_io_batch batch = {
-      .segments = segments, .segment_count = 2, .slot_count = 3, .jobs = 2, .slots = slots,
-      .fds = fds,           .offsets = offsets, .crcs = crcs,    .threads = 2,
+      .segments = segments,
+      .segment_count = 2,
+      .slot_count = 3,
+      .jobs = 2,
+      .slots = slots,
+      .fds = fds,
+      .offsets = offsets,
+      .crcs = crcs,
+      .threads = 2,
   };
   lme_expert_io_failure failure;
   uint64_t bytes = 0;

@@ -2,9 +2,10 @@ import os
 import random
 import zlib
 
+import pytest
+
 import liblme_expert_io
 import lme_mlx_pread_ext
-import pytest
 
 NAMES = liblme_expert_io.crc32_implementations()
 
@@ -48,7 +49,14 @@ def test_parts_may_be_added_one_by_one(name: str) -> None:
 @pytest.mark.parametrize("crc32", [lme_mlx_pread_ext.crc32, liblme_expert_io.crc32])
 def test_both_doors_take_any_contiguous_buffer(crc32) -> None:
     data = os.urandom(200_000)
-    for buffer in (data, bytearray(data), memoryview(data), memoryview(bytearray(data))[5:], b"", bytearray()):
+    for buffer in (
+        data,
+        bytearray(data),
+        memoryview(data),
+        memoryview(bytearray(data))[5:],
+        b"",
+        bytearray(),
+    ):
         assert crc32(buffer) == zlib.crc32(buffer)
         assert crc32(buffer, 12345) == zlib.crc32(buffer, 12345)
 

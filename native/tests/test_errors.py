@@ -1,6 +1,7 @@
 import pickle
 
 import pytest
+
 from liblme_expert_io import ChecksumError, ExpertIOError, ReadError
 
 

@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import liblme_expert_io
-import lme_mlx_pread_ext
 import mlx.core as mx
 import numpy as np
 import pytest
+
+import liblme_expert_io
+import lme_mlx_pread_ext
 from liblme_expert_io import ChecksumError, ReadError, library, read_records
 
 COMPILER = shutil.which("cc")
@@ -105,7 +106,9 @@ def test_the_structs_are_those_of_the_header() -> None:
         ("batch", library._Batch),
         ("failure", library._Failure),
     ]:
-        body = re.search(rf"typedef struct lme_expert_io_{name} {{(.*?)}} lme_expert_io_{name};", header, re.DOTALL)
+        body = re.search(
+            rf"typedef struct lme_expert_io_{name} {{(.*?)}} lme_expert_io_{name};", header, re.DOTALL
+        )
         assert body is not None
         code = re.sub(r"/\*.*?\*/", "", body[1], flags=re.DOTALL)
         assert re.findall(r"(\w+)(?:\[\d+\])?;", code) == [field[0] for field in struct._fields_]
@@ -136,7 +139,9 @@ def test_a_c_program_reads_a_record_through_the_header(tmp_path: Path) -> None:
 def test_interrupted_and_short_reads_are_continued(record_file, tmp_path: Path, direct) -> None:
     shim = tmp_path / "stuttering_read.so"
     source = Path(__file__).with_name("stuttering_read.c")
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(shim)], check=True)
+    subprocess.run(
+        [COMPILER, "-shared", "-fPIC", "-Wall", "-Werror", str(source), "-o", str(shim)], check=True
+    )
     file = record_file(count=6, sizes=[70_000, 3, 9000, 20_001])
     if direct:
         os.close(file.open_direct())
@@ -151,7 +156,16 @@ for _ in range(10):
 sys.stdout.buffer.write(b"".join(bytes(b[5 * n:]) for b, n in zip(banks, sizes)))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, file.path, str(direct), str(file.sizes), str(file.offsets), str(file.crcs)],
+        [
+            sys.executable,
+            "-c",
+            script,
+            file.path,
+            str(direct),
+            str(file.sizes),
+            str(file.offsets),
+            str(file.crcs),
+        ],
         env={**os.environ, "LD_PRELOAD": str(shim)},
         capture_output=True,
         timeout=60,

@@ -110,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
         constant = float(peak.group(1)) - promised / 1e6
         row["constant_mb"] = f"{constant:.0f}"
     append_rows("memory", [row])
-    return 0 if streamed.returncode == 0 and whole.returncode != 0 and constant <= 512 else 1
+    return 0 if streamed.returncode == 0 and whole.returncode != 0 and constant <= 256 else 1
 
 
 class _HardLimit:

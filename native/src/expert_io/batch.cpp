@@ -15,6 +15,13 @@
 namespace lme {
 namespace {
 
+#if defined(__APPLE__)
+// A descriptor with F_NOCACHE takes any address, offset and length.
+constexpr bool kDirectNeedsBlocks = false;
+#else
+constexpr bool kDirectNeedsBlocks = true;
+#endif
+
 // Reads jobs one after the other. One per thread and batch.
 class RecordReader {
  public:
@@ -44,8 +51,8 @@ class RecordReader {
     return segment.base + static_cast<size_t>(batch_.targets[job]) * segment.stride;
   }
 
-  // Where the bytes from disk go. Those that will be widened land in the upper half of their slot, and are widened from
-  // there towards its beginning: see widen.h.
+  // Where the bytes from disk go. Those that will be widened land in the upper half of their slot, and are
+  // widened from there towards its beginning: see widen.h.
   uint8_t* landing_of(const Segment& segment, size_t job) const {
     return slot_of(segment, job) + (segment.stride - segment.nbytes);
   }
@@ -61,7 +68,8 @@ class RecordReader {
     const std::span<iovec> parts(parts_.data(), count);
     const int fd = batch_.fds[at];
     const int64_t offset = batch_.offsets[at];
-    const ReadResult result = batch_.direct ? read_direct(fd, offset, parts) : read_into(fd, offset, parts);
+    const bool blocks = batch_.direct && kDirectNeedsBlocks;
+    const ReadResult result = blocks ? read_direct(fd, offset, parts) : read_into(fd, offset, parts);
     if (result.got == wanted) return std::nullopt;
 
     Failure failure{.kind = Failure::kRead, .job = job, .error = result.error};
@@ -78,7 +86,8 @@ class RecordReader {
 
   std::optional<Failure> verify(size_t job) const {
     uint32_t actual = 0;
-    for (const Segment& segment : batch_.segments) actual = crc32(actual, landing_of(segment, job), segment.nbytes);
+    for (const Segment& segment : batch_.segments)
+      actual = crc32(actual, landing_of(segment, job), segment.nbytes);
     const uint32_t expected = (*batch_.crcs)[job];
     if (actual == expected) return std::nullopt;
     return Failure{.kind = Failure::kChecksum, .job = job, .expected = expected, .actual = actual};
@@ -89,7 +98,8 @@ class RecordReader {
   std::vector<iovec> parts_;
 };
 
-// Jobs are taken in order and every job taken is finished, so the first bad job is found whatever the threads do.
+// Jobs are taken in order and every job taken is finished, so the first bad job is found whatever the threads
+// do.
 class Work {
  public:
   explicit Work(const Batch& batch) : batch_(batch) {}

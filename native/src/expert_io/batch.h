@@ -1,5 +1,5 @@
-// A batch: which records of which files go into which slots of which banks. Owns the checks and the reading; knows neither
-// Python nor MLX nor the format of the files.
+// A batch: which records of which files go into which slots of which banks. Owns the checks and the reading;
+// knows neither Python nor MLX nor the format of the files.
 #pragma once
 
 #include <cstddef>
@@ -32,7 +32,8 @@ struct Batch {
   int64_t threads;
   bool direct;
 
-  // Throws std::invalid_argument or std::out_of_range, whose message names the bad value. Nothing has been written then.
+  // Throws std::invalid_argument or std::out_of_range, whose message names the bad value. Nothing has been
+  // written then.
   void check() const;
 };
 
@@ -52,7 +53,8 @@ struct Outcome {
   std::optional<Failure> failure;  // of the first bad job, whatever the number of threads
 };
 
-// Fills the slots. Call check() first. After a failure the contents of every slot of the batch are unspecified.
+// Fills the slots. Call check() first. After a failure the contents of every slot of the batch are
+// unspecified.
 Outcome read(const Batch& batch);
 
 // Sum of the segments' bytes on disk. Throws as Batch::check does.

@@ -12,13 +12,15 @@ namespace {
 
 constexpr int64_t kMaxOffset = std::numeric_limits<int64_t>::max();
 
-std::string item(const char* list, size_t index) { return std::string(list) + "[" + std::to_string(index) + "]"; }
+std::string item(const char* list, size_t index) {
+  return std::string(list) + "[" + std::to_string(index) + "]";
+}
 
 void check_targets(std::span<const int64_t> targets, size_t slots) {
   for (size_t job = 0; job < targets.size(); ++job) {
     if (targets[job] < 0 || static_cast<uint64_t>(targets[job]) >= slots) {
-      throw std::out_of_range(item("slots", job) + " is " + std::to_string(targets[job]) + ": the banks have slots 0 to " +
-                              std::to_string(slots - 1));
+      throw std::out_of_range(item("slots", job) + " is " + std::to_string(targets[job]) +
+                              ": the banks have slots 0 to " + std::to_string(slots - 1));
     }
   }
   // Two jobs for one slot would write it at the same time from two threads.
@@ -26,7 +28,8 @@ void check_targets(std::span<const int64_t> targets, size_t slots) {
   std::sort(sorted.begin(), sorted.end());
   const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
   if (twice != sorted.end()) {
-    throw std::invalid_argument("slot " + std::to_string(*twice) + " is named twice: give every record a slot of its own");
+    throw std::invalid_argument("slot " + std::to_string(*twice) +
+                                " is named twice: give every record a slot of its own");
   }
 }
 
@@ -37,9 +40,11 @@ size_t check_segments(std::span<const Segment> segments) {
   size_t total = 0;
   for (size_t s = 0; s < segments.size(); ++s) {
     const Segment& segment = segments[s];
-    if (segment.nbytes == 0) throw std::invalid_argument(item("nbytes", s) + " is 0: leave empty segments out");
+    if (segment.nbytes == 0)
+      throw std::invalid_argument(item("nbytes", s) + " is 0: leave empty segments out");
     if (segment.nbytes > static_cast<size_t>(kMaxOffset) / 2 - total) {
-      throw std::invalid_argument(item("nbytes", s) + " is " + std::to_string(segment.nbytes) + ": too large for a file");
+      throw std::invalid_argument(item("nbytes", s) + " is " + std::to_string(segment.nbytes) +
+                                  ": too large for a file");
     }
     total += segment.nbytes;
     if (segment.widen && segment.nbytes % 2 != 0) {
@@ -60,14 +65,14 @@ void Batch::check() const {
   const size_t record = check_segments(segments);
   const size_t jobs = targets.size();
   if (fds.size() != offsets.size() || (fds.size() != jobs && fds.size() != jobs * segments.size())) {
-    throw std::invalid_argument("there are " + std::to_string(jobs) + " slots of " + std::to_string(segments.size()) +
-                                " segments, " + std::to_string(fds.size()) + " fds and " +
-                                std::to_string(offsets.size()) +
+    throw std::invalid_argument("there are " + std::to_string(jobs) + " slots of " +
+                                std::to_string(segments.size()) + " segments, " + std::to_string(fds.size()) +
+                                " fds and " + std::to_string(offsets.size()) +
                                 " offsets: give one fd and one offset per slot, or per slot and segment");
   }
   if (crcs && crcs->size() != jobs) {
-    throw std::invalid_argument("there are " + std::to_string(jobs) + " slots and " + std::to_string(crcs->size()) +
-                                " crcs: give one per slot, or None");
+    throw std::invalid_argument("there are " + std::to_string(jobs) + " slots and " +
+                                std::to_string(crcs->size()) + " crcs: give one per slot, or None");
   }
   if (threads < 1 || threads > kMaxThreads) {
     throw std::invalid_argument("threads is " + std::to_string(threads) + ": it must be from 1 to " +

@@ -29,11 +29,13 @@ std::vector<lme::Segment> segments_of(const lme_expert_io_batch& batch) {
     const lme_expert_io_segment& from = batch.segments[s];
     const std::string name = "segments[" + std::to_string(s) + "]";
     if (from.bank == nullptr) throw std::invalid_argument(name + ".bank is NULL");
-    if ((from.flags & ~LME_EXPERT_IO_WIDEN) != 0) throw std::invalid_argument(name + ".flags has unknown bits");
+    if ((from.flags & ~LME_EXPERT_IO_WIDEN) != 0)
+      throw std::invalid_argument(name + ".flags has unknown bits");
     if (from.bank_size % batch.slot_count != 0) {
       throw std::invalid_argument(name + ".bank_size is no multiple of slot_count");
     }
-    segments.push_back({static_cast<uint8_t*>(from.bank), static_cast<size_t>(from.bank_size / batch.slot_count),
+    segments.push_back({static_cast<uint8_t*>(from.bank),
+                        static_cast<size_t>(from.bank_size / batch.slot_count),
                         static_cast<size_t>(from.nbytes), (from.flags & LME_EXPERT_IO_WIDEN) != 0});
   }
   return segments;
@@ -46,7 +48,8 @@ lme::Batch batch_of(const lme_expert_io_batch& from, std::span<const lme::Segmen
   if (from.jobs > 0 && (from.slots == nullptr || from.fds == nullptr || from.offsets == nullptr)) {
     throw std::invalid_argument("slots, fds or offsets is NULL");
   }
-  const size_t places = (from.flags & LME_EXPERT_IO_SCATTERED) != 0 ? from.jobs * from.segment_count : from.jobs;
+  const size_t places =
+      (from.flags & LME_EXPERT_IO_SCATTERED) != 0 ? from.jobs * from.segment_count : from.jobs;
   lme::Batch batch{.segments = segments,
                    .slots = static_cast<size_t>(from.slot_count),
                    .targets = {from.slots, from.jobs},
@@ -87,7 +90,8 @@ extern "C" {
 
 int32_t lme_expert_io_abi_version(void) { return LME_EXPERT_IO_ABI_VERSION; }
 
-int32_t lme_expert_io_read(const lme_expert_io_batch* batch, lme_expert_io_failure* failure, uint64_t* bytes_read) {
+int32_t lme_expert_io_read(const lme_expert_io_batch* batch, lme_expert_io_failure* failure,
+                           uint64_t* bytes_read) {
   if (failure != nullptr) std::memset(failure, 0, sizeof *failure);
   if (bytes_read != nullptr) *bytes_read = 0;
   if (batch == nullptr) {
@@ -107,7 +111,9 @@ int32_t lme_expert_io_read(const lme_expert_io_batch* batch, lme_expert_io_failu
   }
 }
 
-uint32_t lme_expert_io_crc32(uint32_t value, const void* data, size_t size) { return lme::crc32(value, data, size); }
+uint32_t lme_expert_io_crc32(uint32_t value, const void* data, size_t size) {
+  return lme::crc32(value, data, size);
+}
 
 size_t lme_expert_io_crc32_count(void) { return lme::crc32_implementations().size(); }
 

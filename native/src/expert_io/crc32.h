@@ -1,5 +1,5 @@
-// CRC-32 with the IEEE 802.3 polynomial in zlib's convention: crc32(crc32(0, a), b) == crc32(0, a + b), so that
-// Python's zlib.crc32 is the twin of everything here. Knows nothing of files.
+// CRC-32 with the IEEE 802.3 polynomial in zlib's convention: crc32(crc32(0, a), b) == crc32(0, a + b), so
+// that Python's zlib.crc32 is the twin of everything here. Knows nothing of files.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,8 @@ inline uint32_t crc32(uint32_t value, const void* data, size_t size) {
 // One register function per source file.
 uint32_t crc32_table_update(uint32_t reg, const uint8_t* data, size_t size);
 
-// Clang on Linux declares the arm64 instructions only when they are part of the target (-march=armv8-a+crc+crypto).
+// Clang on Linux declares the arm64 instructions only when they are part of the target
+// (-march=armv8-a+crc+crypto).
 #if defined(__x86_64__) || (defined(__aarch64__) && (!defined(__clang__) || defined(__ARM_FEATURE_AES)))
 #define LME_CRC32_FOLD 1
 bool crc32_fold_supported();

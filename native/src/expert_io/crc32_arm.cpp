@@ -1,5 +1,5 @@
-// CRC-32 with arm64's CRC32 instructions, for CPUs that have these and no PMULL. One dependent chain: about 8 bytes per
-// three cycles, which is why folding comes first where both exist.
+// CRC-32 with arm64's CRC32 instructions, for CPUs that have these and no PMULL. One dependent chain: about 8
+// bytes per three cycles, which is why folding comes first where both exist.
 #include "crc32.h"
 
 #if defined(LME_CRC32_ARM)

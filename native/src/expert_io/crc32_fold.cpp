@@ -1,7 +1,8 @@
-// CRC-32 by carry-less multiplication (PCLMULQDQ on x86-64, PMULL on arm64): four 128-bit accumulators run over the
-// data, and each step multiplies an accumulator by x^512 modulo the polynomial before the next 16 bytes are added.
-// Method: Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ Instruction", Intel, 2009.
-// The last 16 bytes go through the table instead of a Barrett reduction: shorter, and 5 ns per call.
+// CRC-32 by carry-less multiplication (PCLMULQDQ on x86-64, PMULL on arm64): four 128-bit accumulators run
+// over the data, and each step multiplies an accumulator by x^512 modulo the polynomial before the next 16
+// bytes are added. Method: Gopal et al., "Fast CRC Computation for Generic Polynomials Using PCLMULQDQ
+// Instruction", Intel, 2009. The last 16 bytes go through the table instead of a Barrett reduction: shorter,
+// and 5 ns per call.
 #include "crc32.h"
 
 #if defined(LME_CRC32_FOLD)
@@ -25,7 +26,8 @@
 namespace lme {
 namespace {
 
-// x^n mod P, bit-reflected, shifted left once because a product of two reflected 64-bit numbers comes out one bit low.
+// x^n mod P, bit-reflected, shifted left once because a product of two reflected 64-bit numbers comes out one
+// bit low.
 constexpr uint64_t power(int n) {
   uint32_t reg = 0x80000000u;
   for (int i = 0; i < n; ++i) reg = (reg >> 1) ^ (reg & 1 ? 0xEDB88320u : 0u);
@@ -36,7 +38,8 @@ struct Multiplier {
   uint64_t low, high;
 };
 
-// Moves 16 bytes `bits` further from the end of the message. The low half holds the earlier bytes: higher powers.
+// Moves 16 bytes `bits` further from the end of the message. The low half holds the earlier bytes: higher
+// powers.
 constexpr Multiplier shift_by(int bits) { return {power(bits + 32), power(bits - 32)}; }
 
 constexpr Multiplier kBy64Bytes = shift_by(512);
@@ -47,7 +50,9 @@ static_assert(kBy16Bytes.low == 0x1751997d0 && kBy16Bytes.high == 0x0ccaa009e, "
 #if defined(__x86_64__)
 
 using Vector = __m128i;
-LME_FOLD_TARGET inline Vector load(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const Vector*>(p)); }
+LME_FOLD_TARGET inline Vector load(const uint8_t* p) {
+  return _mm_loadu_si128(reinterpret_cast<const Vector*>(p));
+}
 LME_FOLD_TARGET inline void store(uint8_t* p, Vector v) { _mm_storeu_si128(reinterpret_cast<Vector*>(p), v); }
 LME_FOLD_TARGET inline Vector add(Vector a, Vector b) { return _mm_xor_si128(a, b); }
 LME_FOLD_TARGET inline Vector low_word(uint32_t w) { return _mm_cvtsi32_si128(static_cast<int>(w)); }
@@ -65,7 +70,9 @@ LME_FOLD_TARGET inline Vector load(const uint8_t* p) { return vreinterpretq_u64_
 LME_FOLD_TARGET inline void store(uint8_t* p, Vector v) { vst1q_u8(p, vreinterpretq_u8_u64(v)); }
 LME_FOLD_TARGET inline Vector add(Vector a, Vector b) { return veorq_u64(a, b); }
 LME_FOLD_TARGET inline Vector low_word(uint32_t w) { return vsetq_lane_u64(w, vdupq_n_u64(0), 0); }
-LME_FOLD_TARGET inline Vector pair(Multiplier m) { return vcombine_u64(vcreate_u64(m.low), vcreate_u64(m.high)); }
+LME_FOLD_TARGET inline Vector pair(Multiplier m) {
+  return vcombine_u64(vcreate_u64(m.low), vcreate_u64(m.high));
+}
 LME_FOLD_TARGET inline Vector shift(Vector v, Vector by) {
   const poly128_t low = vmull_p64(vgetq_lane_u64(v, 0), vgetq_lane_u64(by, 0));
   const poly128_t high = vmull_high_p64(vreinterpretq_p64_u64(v), vreinterpretq_p64_u64(by));

@@ -20,7 +20,8 @@ constexpr size_t kPartsPerCall = 1024;  // Linux and macOS
 // macOS refuses more than INT_MAX bytes in one call; Linux cuts just below that.
 constexpr size_t kBytesPerCall = size_t{1} << 30;
 
-// Page size of x86-64; no disk in use has larger logical blocks. Offsets, lengths and memory of direct reads obey it.
+// Page size of x86-64; no disk in use has larger logical blocks. Offsets, lengths and memory of direct reads
+// obey it.
 constexpr size_t kAlignment = 4096;
 // Bounds a thread's buffer whatever the record's size, and is as much as one request to a disk takes.
 constexpr size_t kDirectBlock = size_t{4} << 20;
@@ -41,8 +42,9 @@ class AlignedBuffer {
       data_ = static_cast<uint8_t*>(std::aligned_alloc(kHugePage, size));
       size_ = data_ != nullptr ? size : 0;
 #if defined(MADV_HUGEPAGE)
-      // A request to a disk has a limited number of memory segments, and every small page is one: 2 MiB in huge pages
-      // are one request instead of several (measured: 0.8 ms instead of 1.3 ms). A refusal costs only that.
+      // A request to a disk has a limited number of memory segments, and every small page is one: 2 MiB in
+      // huge pages are one request instead of several (measured: 0.8 ms instead of 1.3 ms). A refusal costs
+      // only that.
       if (data_ != nullptr) ::madvise(data_, size, MADV_HUGEPAGE);
 #endif
     }
@@ -58,8 +60,8 @@ class AlignedBuffer {
 ReadResult read_block(int fd, int64_t offset, uint8_t* buffer, size_t needed, size_t room) {
   size_t got = 0;
   while (got < needed) {
-    // A short direct read may stop inside a block, and the next one has to begin on a boundary: read the broken block
-    // again. That it then brings nothing new is how the end of the file shows.
+    // A short direct read may stop inside a block, and the next one has to begin on a boundary: read the
+    // broken block again. That it then brings nothing new is how the end of the file shows.
     const size_t start = got / kAlignment * kAlignment;
     const ssize_t n = ::pread(fd, buffer + start, room - start, offset + static_cast<int64_t>(start));
     if (n < 0) {

@@ -1,4 +1,5 @@
-// Positional reads that finish: interrupted and short reads are continued, and the kernel's limits on one call respected.
+// Positional reads that finish: interrupted and short reads are continued, and the kernel's limits on one
+// call respected.
 #pragma once
 
 #include <sys/uio.h>
@@ -17,8 +18,8 @@ struct ReadResult {
 // Fills `parts` in order from `offset`. Changes `parts`.
 ReadResult read_into(int fd, int64_t offset, std::span<iovec> parts);
 
-// The same for a descriptor opened with O_DIRECT: whole aligned blocks go into a buffer of the calling thread and from there
-// into `parts`. The file may end anywhere after the last wanted byte.
+// The same for a descriptor opened with O_DIRECT: whole aligned blocks go into a buffer of the calling thread
+// and from there into `parts`. The file may end anywhere after the last wanted byte.
 ReadResult read_direct(int fd, int64_t offset, std::span<const iovec> parts);
 
 }  // namespace lme

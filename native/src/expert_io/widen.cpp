@@ -7,8 +7,9 @@ namespace {
 
 constexpr size_t kBlock = 32;
 
-// Each block is loaded whole before any of it is stored. That makes from == to + nbytes correct: after element i the
-// stores have reached 4(i+1), and the next unread element lies at nbytes + 2(i+1), never below it.
+// Each block is loaded whole before any of it is stored. That makes from == to + nbytes correct: after
+// element i the stores have reached 4(i+1), and the next unread element lies at nbytes + 2(i+1), never below
+// it.
 template <size_t kCount>
 void widen_block(uint8_t* to, const uint8_t* from) {
   uint16_t narrow[kCount];

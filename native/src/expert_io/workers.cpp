@@ -13,11 +13,13 @@ namespace lme {
 Workers::Workers() : pid_(::getpid()) {}
 
 Workers& Workers::of_this_process() {
-  // Never destroyed: helpers sleep in it until the process ends, and at exit nothing tells when the last one is gone.
+  // Never destroyed: helpers sleep in it until the process ends, and at exit nothing tells when the last one
+  // is gone.
   static std::atomic<Workers*> current{nullptr};
   Workers* pool = current.load(std::memory_order_acquire);
   if (pool != nullptr && pool->pid_ == ::getpid()) return *pool;
-  // First use, or a forked child. The parent's pool is left alone: its mutex may be held by a thread that is not here.
+  // First use, or a forked child. The parent's pool is left alone: its mutex may be held by a thread that is
+  // not here.
   Workers* fresh = new Workers;
   if (current.compare_exchange_strong(pool, fresh, std::memory_order_acq_rel)) return *fresh;
   delete fresh;  // another thread of this process was first; no helper has started in ours

@@ -1,4 +1,5 @@
-// A process's reading threads: started when first wanted, kept, and shared by all batches. Knows nothing of files.
+// A process's reading threads: started when first wanted, kept, and shared by all batches. Knows nothing of
+// files.
 #pragma once
 
 #include <sys/types.h>
@@ -13,11 +14,13 @@ namespace lme {
 
 class Workers {
  public:
-  // The pool of the process that asks: after a fork the child gets a new one, because threads do not survive a fork.
+  // The pool of the process that asks: after a fork the child gets a new one, because threads do not survive
+  // a fork.
   static Workers& of_this_process();
 
-  // Runs `work` in the calling thread and at the same time in up to `helpers` others; returns when all have returned.
-  // Never waits for a helper that has not begun, so a busy pool costs speed and cannot deadlock. `work` must not throw.
+  // Runs `work` in the calling thread and at the same time in up to `helpers` others; returns when all have
+  // returned. Never waits for a helper that has not begun, so a busy pool costs speed and cannot deadlock.
+  // `work` must not throw.
   void run(size_t helpers, const std::function<void()>& work);
 
  private:

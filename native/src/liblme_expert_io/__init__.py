@@ -1,4 +1,4 @@
-"""Batched reads of expert records into any writable buffers: the C library and a ctypes door to it, without MLX.
+"""Batched reads of expert records into any writable buffers, without MLX: a C library and a ctypes door.
 
 Other programs take the library and the header from here: `library_path()`, `include_path()`.
 """

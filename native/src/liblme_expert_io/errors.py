@@ -11,7 +11,7 @@ import os
 from errno import EBADF, EINVAL
 
 _ADVICE = {
-    EBADF: "the descriptor is not open for reading: it may have been closed or replaced since the batch was planned",
+    EBADF: "the descriptor is not open for reading: was it closed or replaced since the batch was planned?",
     EINVAL: "a descriptor opened with O_DIRECT must be read with direct=True",
 }
 
@@ -34,7 +34,7 @@ class ReadError(ExpertIOError, OSError):
 
     def __init__(self, job: int, segment: int, errno: int, offset: int, wanted: int, got: int) -> None:
         if errno == 0:
-            cause = "the file ended: it is truncated, or its layout belongs to another file; verify it and export it again"
+            cause = "the file ended: it is truncated or not the layout's file; verify it and export it again"
         else:
             cause = os.strerror(errno) + (f"; {_ADVICE[errno]}" if errno in _ADVICE else "")
         message = f"job {job}, segment {segment}: {got} of {wanted} bytes at offset {offset}: {cause}"
@@ -69,6 +69,6 @@ class ChecksumError(ExpertIOError, ValueError):
 
     def __str__(self) -> str:
         return (
-            f"job {self.job}: the record's CRC-32 is {self.actual:#010x} and should be {self.expected:#010x}: the file has "
-            "changed since it was written, or the layout belongs to another file; verify it and export it again"
+            f"job {self.job}: a record's CRC-32 is {self.actual:#010x} and should be {self.expected:#010x}: "
+            "the file has changed since it was written or is not the layout's; verify it and export it again"
         )

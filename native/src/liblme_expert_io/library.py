@@ -1,7 +1,7 @@
-"""The ctypes door: mirrors the structs of include/lme_expert_io.h, and turns its status codes into exceptions.
+"""The ctypes door: mirrors the structs of lme_expert_io.h and turns status codes into exceptions.
 
-Owns the conversion of Python's lists and buffers; every check of their values is the library's own, except that a number fits
-its C type, which ctypes would cut silently.
+Owns the conversion of Python's lists and buffers; every check of their values is the library's own, except
+that a number fits its C type, which ctypes would cut silently.
 """
 
 import ctypes
@@ -80,7 +80,8 @@ def _library() -> ctypes.CDLL:
     found = library.lme_expert_io_abi_version()
     if found != _ABI_VERSION:
         raise ImportError(
-            f"{library_path()} has ABI version {found} and this package needs {_ABI_VERSION}: install mach-native again"
+            f"{library_path()} has ABI version {found} and this package needs {_ABI_VERSION}: "
+            "install mach-native again"
         )
     library.lme_expert_io_read.restype = ctypes.c_int32
     library.lme_expert_io_read.argtypes = [
@@ -107,7 +108,9 @@ def _numbers(typecode: str, values: Sequence[int], name: str) -> "array[int]":
     except OverflowError:
         bits = 8 * array(typecode).itemsize
         kind = "unsigned" if typecode.isupper() else "signed"
-        raise ValueError(f"{name} holds a number that does not fit in {bits} bits, {kind}: {list(values)}") from None
+        raise ValueError(
+            f"{name} holds a number that does not fit in {bits} bits, {kind}: {list(values)}"
+        ) from None
 
 
 def _address(numbers: "array[int]") -> int:
@@ -131,25 +134,25 @@ def read_records(
     threads: int = 4,
     direct: bool = False,
 ) -> int:
-    """Fill `slots` of `banks` with one record each. The rules are those of `lme_mlx_pread_ext.ScatterPlan.read`.
+    """Fill `slots` of `banks` with one record each, by the rules of `lme_mlx_pread_ext.ScatterPlan.read`.
 
-    `banks[s]` is a writable C-contiguous buffer (bytearray, numpy array, mmap) of whole slots of `nbytes[s]` bytes each, or
-    twice as many where `widen[s]` (bfloat16 on disk, float32 in the bank). All banks have the same number of slots. `fds` and
-    `offsets` have one entry per slot, or one per slot and segment.
+    `banks[s]` is a writable C-contiguous buffer (bytearray, numpy array, mmap) of whole slots of `nbytes[s]`
+    bytes each, or twice as many where `widen[s]` (bfloat16 on disk, float32 in the bank). All banks have the
+    same number of slots. `fds` and `offsets` have one entry per slot, or one per slot and segment.
 
     Returns:
         The bytes read.
 
     Raises:
-        TypeError: a bank is read-only.
-        BufferError, ValueError: a bank is not contiguous; an argument is out of its range; nothing has been written.
-        IndexError: a slot does not exist; nothing has been written.
+        TypeError: a bank is read-only. BufferError, ValueError: a bank is not contiguous; an argument is out
+        of its range; nothing has been written. IndexError: a slot does not exist; nothing has been written.
         ReadError, ChecksumError: the slots of the call may hold anything.
     """
     widened = [False] * len(banks) if widen is None else list(widen)
     if not banks or len(nbytes) != len(banks) or len(widened) != len(banks):
         raise ValueError(
-            f"there are {len(banks)} banks, {len(nbytes)} nbytes and {len(widened)} widen: give one of each per segment"
+            f"there are {len(banks)} banks, {len(nbytes)} nbytes and {len(widened)} widen: "
+            "give one of each per segment"
         )
     if any(size < 1 for size in nbytes):
         raise ValueError(f"nbytes must be at least 1: {list(nbytes)}")
@@ -167,12 +170,14 @@ def read_records(
     offset_numbers = _numbers("q", offsets, "offsets")
     crc_numbers = None if crcs is None else _numbers("I", crcs, "crcs")
     if crc_numbers is not None and len(crc_numbers) != len(slot_numbers):
-        raise ValueError(f"there are {len(slots)} slots and {len(crc_numbers)} crcs: give one per slot, or None")
+        raise ValueError(
+            f"there are {len(slots)} slots and {len(crc_numbers)} crcs: give one per slot, or None"
+        )
     places = len(fd_numbers)
     if places != len(offset_numbers) or places not in (len(slot_numbers), len(slot_numbers) * len(banks)):
         raise ValueError(
-            f"there are {len(slots)} slots of {len(banks)} segments, {places} fds and {len(offset_numbers)} offsets: give "
-            "one fd and one offset per slot, or per slot and segment"
+            f"there are {len(slots)} slots of {len(banks)} segments, {places} fds and {len(offset_numbers)} "
+            "offsets: give one fd and one offset per slot, or per slot and segment"
         )
     flags = (_DIRECT if direct else 0) | (_SCATTERED if places != len(slot_numbers) else 0)
     batch = _Batch(
@@ -190,7 +195,9 @@ def read_records(
     )
     failure = _Failure()
     bytes_read = ctypes.c_uint64()
-    status = _library().lme_expert_io_read(ctypes.byref(batch), ctypes.byref(failure), ctypes.byref(bytes_read))
+    status = _library().lme_expert_io_read(
+        ctypes.byref(batch), ctypes.byref(failure), ctypes.byref(bytes_read)
+    )
     if status != _OK:
         raise _error(status, failure)
     return bytes_read.value
@@ -198,7 +205,9 @@ def read_records(
 
 def _error(status: int, failure: _Failure) -> Exception:
     if status == _READ:
-        return ReadError(failure.job, failure.segment, failure.error, failure.offset, failure.wanted, failure.got)
+        return ReadError(
+            failure.job, failure.segment, failure.error, failure.offset, failure.wanted, failure.got
+        )
     if status == _CHECKSUM:
         return ChecksumError(failure.job, failure.expected, failure.actual)
     if status == _NO_MEMORY:
@@ -220,13 +229,14 @@ def crc32_implementations() -> tuple[str, ...]:
 
 
 def crc32_with(index: int, data: "ReadableBuffer", value: int = 0) -> int:
-    """CRC-32 by the implementation at `index` of `crc32_implementations()`, so that tests reach each of them."""
+    """CRC-32 by one of `crc32_implementations()`, named by its index, so that tests reach each of them."""
     if not 0 <= index < _library().lme_expert_io_crc32_count():
         raise IndexError(f"there is no CRC-32 implementation {index}: see crc32_implementations()")
     if not 0 <= value < 1 << 32:
         raise ValueError(f"value is {value}: a CRC-32 has 32 bits")
     view = memoryview(data).cast("B")
-    # ctypes takes the address of bytes and of writable buffers only; a read-only view of anything else is copied.
+    # ctypes takes the address of bytes and of writable buffers only; a read-only view of anything else is
+    # copied.
     held: object = data if isinstance(data, bytes) else view.tobytes() if view.readonly else _writable(view)
     pointer = ctypes.cast(held, ctypes.c_char_p)  # type: ignore[arg-type]
     return int(_library().lme_expert_io_crc32_with(index, value, pointer, view.nbytes))

@@ -6,19 +6,21 @@ from _typeshed import ReadableBuffer
 class ScatterPlan:
     """Where the segments of a record go: one array (bank) per segment, one row per slot.
 
-    `arrays[s]` has the shape [slots, ...], is evaluated and row-contiguous, and keeps its memory as long as the plan lives.
-    A slot of it holds `nbytes[s]` bytes, or twice as many where `widen[s]`: then the file has bfloat16 and the array takes
-    float32 of the same values, NaNs included. Element types are not looked at.
+    `arrays[s]` has the shape [slots, ...], is evaluated and row-contiguous, and keeps its memory as long as
+    the plan lives. A slot of it holds `nbytes[s]` bytes, or twice as many where `widen[s]`: then the file has
+    bfloat16 and the array takes float32 of the same values, NaNs included. Element types are not looked at.
 
-    The plan writes into the memory of the arrays that it was given. `bank[i] = x` on one of them makes MLX copy the bank (the
-    plan holds a reference), after which the name means the copy and the plan still writes into the original.
+    The plan writes into the memory of the arrays that it was given. `bank[i] = x` on one of them makes MLX
+    copy the bank (the plan holds a reference), after which the name means the copy and the plan still writes
+    into the original.
 
-    Never read into a slot that a graph not yet evaluated, or being evaluated, refers to: MLX is not told of the write.
+    Never read into a slot that a graph not yet evaluated, or being evaluated, refers to: MLX is not told of
+    the write.
 
     Raises:
         TypeError: an item of `arrays` is no mx.array, of `nbytes` no integer, of `widen` no bool.
-        ValueError: the lists differ in length; an array is lazy, strided, empty, of another number of slots than the first
-            one, or shares memory with another; a slot's bytes do not fit `nbytes` and `widen`.
+        ValueError: the lists differ in length; an array is lazy, strided, empty, of another number of slots
+            than the first one, or shares memory with another; a slot does not fit `nbytes` and `widen`.
     """
 
     def __init__(self, arrays: Sequence[mx.array], nbytes: Sequence[int], widen: Sequence[bool]) -> None: ...
@@ -40,32 +42,37 @@ class ScatterPlan:
         threads: int = 4,
         direct: bool = False,
     ) -> int:
-        """Fill `slots` with one record each, from `threads` threads (the calling one included) and without the GIL.
+        """Fill `slots` with one record each, without the GIL, from `threads` threads (the caller's included).
 
-        `fds` and `offsets` (bytes) have one entry per slot: the segments follow each other in the file from there. Or they
-        have one per slot and segment, slot after slot: each segment lies at a place of its own. `crcs` are the CRC-32 of the
-        records as they lie on disk (`zlib.crc32`). With `direct` the descriptors have been opened with O_DIRECT; offsets need
-        no alignment, and the file may end right after the last record. On macOS `direct` changes nothing: set F_NOCACHE.
+        `fds` and `offsets` (bytes) have one entry per slot: the segments follow each other in the file from
+        there. Or they have one per slot and segment, slot after slot: each segment lies at a place of its
+        own. `crcs` are the CRC-32 of the records as they lie on disk (`zlib.crc32`). With `direct` the
+        descriptors have been opened with O_DIRECT; offsets need no alignment, and the file may end right
+        after the last record. On macOS `direct` changes nothing: set F_NOCACHE.
 
-        May be called from several threads at a time, for different slots. Everything is checked before the first write.
+        May be called from several threads at a time, for different slots. Everything is checked before the
+        first write.
 
         Returns:
             The bytes read, len(slots) * record_bytes.
 
         Raises:
             IndexError: a slot does not exist.
-            ValueError: a slot is named twice; lengths differ; a descriptor, offset, checksum or `threads` (1 to 64) is out of
-                its range.
+            ValueError: a slot is named twice; lengths differ; a descriptor, offset, checksum or `threads`
+                (1 to 64) is out of its range.
             ReadError: the system reported an error, or the file ended.
             ChecksumError: a record differs from its checksum.
 
-        After ReadError and ChecksumError every slot of the call may hold anything; both name the first bad record of the
-        call, whatever the threads did.
+        After ReadError and ChecksumError every slot of the call may hold anything; both name the first bad
+        record of the call, whatever the threads did.
         """
 
 def crc32(data: ReadableBuffer, value: int = 0) -> int:
     """CRC-32 of contiguous `data`, going on from `value`: equal to `zlib.crc32`, several times as fast."""
 
 def build_info() -> dict[str, str]:
-    """How the extension was built: "version", "abi" (of the C interface), "compiler", "mlx" (version built against),
-    "crc32" (the implementation in use on this CPU), "direct_io" ("O_DIRECT" or "F_NOCACHE")."""
+    """How the extension was built.
+
+    Keys: "version", "abi" (of the C interface), "compiler", "mlx" (the version built against), "crc32" (the
+    implementation in use on this CPU), "direct_io" ("O_DIRECT" or "F_NOCACHE").
+    """

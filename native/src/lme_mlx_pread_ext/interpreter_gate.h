@@ -1,6 +1,6 @@
-// Keeps a thread that returns from a read from meeting an interpreter that is being torn down. Up to Python 3.13 taking the
-// GIL then ends the thread by unwinding it, and unwinding through C++ that may not throw ends the process. So at exit the
-// gate closes, and the interpreter waits for those who are inside.
+// Keeps a thread that returns from a read from meeting an interpreter that is being torn down. Up to
+// Python 3.13 taking the GIL then ends the thread by unwinding it, and unwinding through C++ that may not
+// throw ends the process. So at exit the gate closes, and the interpreter waits for those who are inside.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -40,7 +40,8 @@ class InterpreterGate {
   // Made and destroyed while the GIL is held.
   struct Visit {
     Visit() {
-      if (closed_) throw std::runtime_error("the interpreter is shutting down: end reading threads before exit");
+      if (closed_)
+        throw std::runtime_error("the interpreter is shutting down: end reading threads before exit");
       ++inside_;
     }
     ~Visit() { --inside_; }

@@ -1,4 +1,5 @@
-// The Python door of the reader: converts arguments, releases the GIL, turns failures into exceptions. _ext.pyi describes it.
+// The Python door of the reader: converts arguments, releases the GIL, turns failures into exceptions.
+// _ext.pyi describes it.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
@@ -26,8 +27,8 @@ namespace {
   if (failure.kind == lme::Failure::kChecksum) {
     error = errors.attr("ChecksumError")(failure.job, failure.expected, failure.actual);
   } else {
-    error = errors.attr("ReadError")(failure.job, failure.segment, failure.error, failure.offset, failure.wanted,
-                                     failure.got);
+    error = errors.attr("ReadError")(failure.job, failure.segment, failure.error, failure.offset,
+                                     failure.wanted, failure.got);
   }
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
   throw nb::python_error();
@@ -37,7 +38,8 @@ std::vector<mx::array> arrays_of(nb::handle sequence) {
   std::vector<mx::array> arrays;
   for (nb::handle item : sequence) {
     if (!nb::isinstance<mx::array>(item)) {
-      throw nb::type_error(("arrays[" + std::to_string(arrays.size()) + "] must be an mlx.core.array").c_str());
+      throw nb::type_error(
+          ("arrays[" + std::to_string(arrays.size()) + "] must be an mlx.core.array").c_str());
     }
     arrays.push_back(nb::cast<mx::array>(item));
   }
@@ -80,8 +82,9 @@ uint32_t crc32(nb::object data, uint32_t value) {
   const auto size = static_cast<size_t>(view.len);
   constexpr size_t kWorthUnlocking = 64 << 10;
   try {
-    value = size < kWorthUnlocking ? lme::crc32(value, view.buf, size)
-                                   : lme::InterpreterGate::pass([&] { return lme::crc32(value, view.buf, size); });
+    value = size < kWorthUnlocking
+                ? lme::crc32(value, view.buf, size)
+                : lme::InterpreterGate::pass([&] { return lme::crc32(value, view.buf, size); });
   } catch (...) {
     PyBuffer_Release(&view);
     throw;
@@ -120,13 +123,14 @@ NB_MODULE(_ext, m) {
       .def(
           "__init__",
           [](lme::ScatterPlan* self, nb::object arrays, nb::object nbytes, nb::object widen) {
-            new (self) lme::ScatterPlan(arrays_of(arrays), lme::integers<int64_t>(nbytes, "nbytes"), flags_of(widen));
+            new (self) lme::ScatterPlan(arrays_of(arrays), lme::integers<int64_t>(nbytes, "nbytes"),
+                                        flags_of(widen));
           },
           nb::arg("arrays"), nb::arg("nbytes"), nb::arg("widen"))
       .def_prop_ro("slots", &lme::ScatterPlan::slots)
       .def_prop_ro("record_bytes", &lme::ScatterPlan::record_bytes)
-      .def("read", &read_records, nb::arg("slots"), nb::arg("fds"), nb::arg("offsets"), nb::arg("crcs") = nb::none(),
-           nb::kw_only(), nb::arg("threads") = 4, nb::arg("direct") = false);
+      .def("read", &read_records, nb::arg("slots"), nb::arg("fds"), nb::arg("offsets"),
+           nb::arg("crcs") = nb::none(), nb::kw_only(), nb::arg("threads") = 4, nb::arg("direct") = false);
 
   m.def("crc32", &crc32, nb::arg("data"), nb::arg("value") = 0);
   m.def("build_info", &build_info);

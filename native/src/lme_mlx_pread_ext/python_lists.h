@@ -14,7 +14,8 @@ namespace lme {
 template <typename T>
 std::vector<T> integers(nanobind::handle sequence, const char* name) {
   const std::string what(name);
-  const auto fast = nanobind::steal(PySequence_Fast(sequence.ptr(), (what + " must be a sequence of integers").c_str()));
+  const auto fast =
+      nanobind::steal(PySequence_Fast(sequence.ptr(), (what + " must be a sequence of integers").c_str()));
   if (!fast.is_valid()) throw nanobind::python_error();
   const Py_ssize_t size = PySequence_Fast_GET_SIZE(fast.ptr());
   std::vector<T> result(static_cast<size_t>(size));
@@ -25,10 +26,11 @@ std::vector<T> integers(nanobind::handle sequence, const char* name) {
     const long long value = PyLong_AsLongLongAndOverflow(item.ptr(), &overflow);
     if (overflow != 0 || value < static_cast<long long>(std::numeric_limits<T>::min()) ||
         value > static_cast<long long>(std::numeric_limits<T>::max())) {
-      throw nanobind::value_error(
-          (what + "[" + std::to_string(i) + "] is " + nanobind::cast<std::string>(nanobind::str(item)) + ": it does not fit in " +
-           std::to_string(8 * sizeof(T)) + (std::numeric_limits<T>::is_signed ? " bits, signed" : " bits, unsigned"))
-              .c_str());
+      throw nanobind::value_error((what + "[" + std::to_string(i) + "] is " +
+                                   nanobind::cast<std::string>(nanobind::str(item)) +
+                                   ": it does not fit in " + std::to_string(8 * sizeof(T)) +
+                                   (std::numeric_limits<T>::is_signed ? " bits, signed" : " bits, unsigned"))
+                                      .c_str());
     }
     result[static_cast<size_t>(i)] = static_cast<T>(value);
   }

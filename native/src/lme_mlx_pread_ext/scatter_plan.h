@@ -13,7 +13,8 @@ namespace lme {
 class ScatterPlan {
  public:
   // Throws std::invalid_argument when an array cannot be written in place.
-  ScatterPlan(std::vector<mlx::core::array> arrays, const std::vector<int64_t>& nbytes, const std::vector<bool>& widen);
+  ScatterPlan(std::vector<mlx::core::array> arrays, const std::vector<int64_t>& nbytes,
+              const std::vector<bool>& widen);
 
   const std::vector<Segment>& segments() const { return segments_; }
   size_t slots() const { return slots_; }

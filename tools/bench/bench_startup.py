@@ -1,0 +1,122 @@
+"""Compares the start-up of mach-core's commands with `python -c "import json"`, alternating, by medians.
+
+    python tools/bench/bench_startup.py [--rounds 31] [--csv docs/bench/startup.csv]
+
+Exit status 1 if a command exceeds its limit. The commands come from the environment of the Python that runs
+this; `mach check` and `mach-models` look at a directory of 50 small pretended checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CHECKPOINTS = 50
+EXPERTS = 8
+CONFIG = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "vocab_size": 256,
+    "max_position_embeddings": 4096,
+}
+
+
+def make_checkpoint(directory: Path) -> None:
+    """A stacked checkpoint whose safetensors data is a hole."""
+    directory.mkdir()
+    header, offset = {}, 0
+    for layer in range(CONFIG["num_hidden_layers"]):
+        for projection, shape in (("gate_proj", (64, 128)), ("up_proj", (64, 128)), ("down_proj", (128, 64))):
+            size = EXPERTS * shape[0] * shape[1] * 2
+            header[f"model.layers.{layer}.mlp.switch_mlp.{projection}.weight"] = {
+                "dtype": "BF16",
+                "shape": [EXPERTS, *shape],
+                "data_offsets": [offset, offset + size],
+            }
+            offset += size
+    raw = json.dumps(header).encode()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "tokenizer.json").write_text("{}")
+    with open(directory / "model.safetensors", "wb") as handle:
+        handle.write(len(raw).to_bytes(8, "little") + raw)
+        handle.truncate(8 + len(raw) + offset)
+
+
+def seconds(command: list[str]) -> float:
+    """Wall time of one run."""
+    begin = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - begin
+
+
+def main() -> int:
+    """Measure, print a table, write the CSV."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+    scripts = Path(sys.executable).parent
+    with tempfile.TemporaryDirectory() as root:
+        for index in range(CHECKPOINTS):
+            make_checkpoint(Path(root) / f"checkpoint-{index:02d}")
+        cases = {
+            "mach-archs --json": (3.0, [str(scripts / "mach-archs"), "--json"]),
+            "mach --help": (4.0, [str(scripts / "mach"), "--help"]),
+            "mach check LOCAL": (4.0, [str(scripts / "mach"), "check", f"{root}/checkpoint-00"]),
+            "mach-models --local-only (50)": (
+                4.0,
+                [str(scripts / "mach-models"), "--local-only", "--dir", root, "--cache-dir", f"{root}/none"],
+            ),
+        }
+        baseline = [sys.executable, "-c", "import json"]
+        times: dict[str, list[float]] = {name: [] for name in ("baseline", *cases)}
+        for _ in range(options.rounds):
+            times["baseline"].append(seconds(baseline))
+            for name, (_, command) in cases.items():
+                times[name].append(seconds(command))
+    medians = {name: statistics.median(values[1:] or values) for name, values in times.items()}
+    rows = [
+        {
+            "case": name,
+            "median_ms": round(medians[name] * 1e3, 2),
+            "import_json_ms": round(medians["baseline"] * 1e3, 2),
+            "ratio": round(medians[name] / medians["baseline"], 2),
+            "limit": limit,
+            "python": platform.python_version(),
+            "cpus": os.cpu_count(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        for name, (limit, _) in cases.items()
+    ]
+    for row in rows:
+        ratio = f"{row['ratio']:5.2f} x import json (limit {row['limit']})"
+        print(f"{row['case']:32} {row['median_ms']:7.1f} ms  {ratio}")
+    if options.csv is not None:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.csv, "w", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    return 1 if any(row["ratio"] > row["limit"] for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
