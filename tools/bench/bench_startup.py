@@ -1,17 +1,16 @@
 """Compares the start-up of mach-core's commands with `python -c "import json"`, alternating, by medians.
 
-    python tools/bench/bench_startup.py [--rounds 31] [--csv docs/bench/startup.csv]
+    python tools/bench/bench_startup.py [--rounds 31]
 
-Exit status 1 if a command exceeds its limit. The commands come from the environment of the Python that runs
-this; `mach check` and `mach-models` look at a directory of 50 small pretended checkpoints.
+Appends to docs/bench/startup.csv. Exit status 1 if a command exceeds its limit. The commands come from the
+environment of the Python that runs this; `mach check` and `mach-models` look at a directory of 50 small
+pretended checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -19,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from bench_record import append_rows
 
 CHECKPOINTS = 50
 EXPERTS = 8
@@ -66,12 +67,11 @@ def seconds(command: list[str]) -> float:
 
 
 def main() -> int:
-    """Measure, print a table, write the CSV."""
+    """Measure, print a table, append to the CSV."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=31)
-    parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     scripts = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as root:
@@ -101,20 +101,10 @@ def main() -> int:
             "ratio": round(medians[name] / medians["baseline"], 2),
             "limit": limit,
             "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-            "date": time.strftime("%Y-%m-%d"),
         }
         for name, (limit, _) in cases.items()
     ]
-    for row in rows:
-        ratio = f"{row['ratio']:5.2f} x import json (limit {row['limit']})"
-        print(f"{row['case']:32} {row['median_ms']:7.1f} ms  {ratio}")
-    if options.csv is not None:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.csv, "w", newline="") as handle:
-            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    append_rows("startup", rows)
     return 1 if any(row["ratio"] > row["limit"] for row in rows) else 0
 
 

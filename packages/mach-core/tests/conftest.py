@@ -1,10 +1,17 @@
 """Builders of small and large pretended checkpoints: real headers over sparse data."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("mach-core", deadline=None)
+settings.load_profile("mach-core")
 
 BITS = {"U32": 32, "BF16": 16, "F16": 16, "F32": 32, "U8": 8, "F8_E4M3": 8}
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -221,3 +228,64 @@ def stacked() -> Callable[..., dict]:
 @pytest.fixture
 def per_expert() -> Callable[[dict], dict]:
     return lambda config: {**OTHER_TENSORS, **per_expert_tensors(config)}
+
+
+class StandIn(ThreadingHTTPServer):
+    """A local web server that answers from `pages` and keeps what it was asked in `requests`.
+
+    A page is (status, headers, body). A Range header is honoured unless `ranges` is False.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.pages: dict[str, tuple[int, dict[str, str], bytes]] = {}
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.ranges = True
+        self.before_body: Callable[[], object] = lambda: None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def add(self, path: str, body: bytes, status: int = 200, **headers: str) -> None:
+        self.pages[path] = (status, {k.replace("_", "-"): v for k, v in headers.items()}, body)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, dict(self.headers.items())))
+        status, headers, body = self.server.pages.get(self.path, (404, {}, b"nothing here"))
+        asked = self.headers.get("Range")
+        if asked and status == 200 and self.server.ranges:
+            first, last = (int(part) for part in asked.removeprefix("bytes=").split("-"))
+            headers = headers | {"Content-Range": f"bytes {first}-{last}/{len(body)}"}
+            status, body = 206, body[first : last + 1]
+        try:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.server.before_body()
+            self.wfile.write(body)
+        except OSError:
+            pass  # the client gave up, which some tests want
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with StandIn() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

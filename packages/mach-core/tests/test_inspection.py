@@ -144,6 +144,22 @@ def test_a_quantised_config_over_plain_experts_counts_as_plain(
     assert inspect_checkpoint(make_checkpoint(config, stacked(config))).quantization.label == "bf16"
 
 
+def test_a_foreign_packing_is_reported_and_not_measured(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], stacked: Callable[..., dict]
+) -> None:
+    for index, fields in enumerate(
+        (
+            {"quantization": {"expert_format": "gguf"}},
+            {"quantization_config": {"quant_method": "fp8"}},
+            {"quantization_config": {"quant_method": "gptq", "group_size": -1}},
+        )
+    ):
+        config = families["qwen3_moe"] | fields
+        found = inspect_checkpoint(make_checkpoint(config, stacked(config, 4), name=str(index)))
+        assert found.layout == "stacked"
+        assert found.quantization.mode in ("gguf", "fp8", "gptq")
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError):
         inspect_checkpoint(tmp_path)

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mach.errors import ConfigError
 from mach.io.arch_registry import REGISTRY
@@ -82,3 +84,43 @@ def test_fp4_experts_beside_fp8_are_mxfp4(families: dict[str, dict]) -> None:
 def test_schemes_that_do_not_exist_are_refused(families: dict[str, dict], fields: dict) -> None:
     with pytest.raises(ConfigError, match="config.json: quantization\\."):
         quantization_of(families["qwen3_moe"] | {"quantization": fields})
+
+
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-1, 300)
+    | st.sampled_from(["affine", "mxfp4", "fp8", "gguf", "x"])
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(
+        [
+            "mode",
+            "bits",
+            "group_size",
+            "quant_method",
+            "expert_format",
+            "weight_block_size",
+            "model.layers.0.mlp.switch_mlp.up_proj",
+        ]
+    ),
+    VALUES | st.lists(VALUES, max_size=3) | st.dictionaries(st.sampled_from(["mode", "bits"]), VALUES),
+)
+
+
+@given(FIELDS | VALUES, FIELDS | VALUES)
+def test_any_quantization_is_understood_or_a_config_error(mlx: object, foreign: object) -> None:
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 64,
+        "quantization": mlx,
+        "quantization_config": foreign,
+    }
+    try:
+        assert quantization_of(config).label
+    except ConfigError as error:
+        assert "config.json" in str(error)

@@ -29,7 +29,10 @@ def _main(arguments: Sequence[str]) -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    residency = options.residency or default_residency(options.model)
+    residency = options.residency
+    if residency is None:
+        # A budget only means something while streaming.
+        residency = "streaming" if options.expert_cache_gb is not None else default_residency(options.model)
     engine = Engine.load(
         EngineConfig(
             checkpoint=options.model,

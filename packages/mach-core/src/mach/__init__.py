@@ -8,8 +8,8 @@ from typing import Any
 
 from mach.facade import absent_attributes, lazy_attributes
 from mach.io.arch_registry import REGISTRY, detect_arch
+from mach.version import __version__
 
-__version__ = "0.1.0"
 __all__ = ["REGISTRY", "__version__", "detect_arch", "load", "load_moe"]
 
 _LAZY = {

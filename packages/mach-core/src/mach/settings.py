@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 DEFAULT_HUB = "https://huggingface.co"
 DEFAULT_CACHE_ROOT = "~/.cache/mach"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoreSettings:
+class CoreSettings(NamedTuple):
     """Where things are looked for outside the arguments of a command.
 
     Attributes:
@@ -24,11 +23,15 @@ class CoreSettings:
     """
 
     hub_endpoint: str = DEFAULT_HUB
-    hub_token: str | None = field(default=None, repr=False)
+    hub_token: str | None = None
     catalog_url: str | None = None
-    catalog_token: str | None = field(default=None, repr=False)
+    catalog_token: str | None = None
     models_directories: tuple[str, ...] = ()
     cache_root: str = ""
+
+    def __repr__(self) -> str:
+        """Without the tokens."""
+        return f"CoreSettings(hub_endpoint={self.hub_endpoint!r}, cache_root={self.cache_root!r}, …)"
 
     @classmethod
     def from_environment(

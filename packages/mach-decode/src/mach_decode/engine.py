@@ -17,6 +17,7 @@ from mach_decode.generation import Generation
 from mach_decode.loader import LoadedModel, load_streaming_or_stacked
 from mach_decode.request import GenerationRequest, StepEvent
 from mach_store.errors import DispatchCancelledError
+from mach_store.model_builder import compute_dtype
 
 Message = dict[str, Any]
 
@@ -29,7 +30,7 @@ class EngineConfig:
         checkpoint: a directory, or the name of an installed checkpoint.
         expert_residency: `streaming` or `stacked`.
         expert_cache_gb: budget of the expert bank in 10⁹ bytes; None lets the loader choose (streaming only).
-        prefill_chunk: prompt tokens per forward pass; None chooses by residency.
+        prefill_chunk: prompt tokens per forward pass; None chooses by device and residency.
     """
 
     checkpoint: str
@@ -58,8 +59,10 @@ class Engine:
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
         self.vocabulary_size = loaded.vocabulary_size
-        # Where every expert is in memory there is no fence to be cancelled at, so chunks are short.
-        self.prefill_chunk = prefill_chunk or (64 if self.store.host_free else 512)
+        # Without a fence in every layer a request can be cancelled between chunks only; on a CPU, where a
+        # chunk takes long and gains nothing from being long, it is short then.
+        slow = compute_dtype() == mx.float32 and self.store.host_free
+        self.prefill_chunk = prefill_chunk or (64 if slow else 512)
 
     @classmethod
     def load(cls, config: EngineConfig) -> Engine:
@@ -133,7 +136,7 @@ class Engine:
             text.encode()
         except UnicodeEncodeError as error:
             raise TokenizerError(
-                f"the text is not Unicode: character {error.start} is half of a surrogate pair; give it in UTF-8"
+                f"the text is not Unicode: character {error.start} is half of a surrogate pair; give UTF-8"
             ) from None
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 

@@ -30,8 +30,8 @@ class Generation:
 
         Raises:
             PromptTooLongError: prompt and one token do not fit into the context.
-            SamplingError: the prompt is empty or names an unknown token, max_tokens is not positive, or a stop
-                string is empty.
+            SamplingError: the prompt is empty or names an unknown token, max_tokens is not positive, or a
+                stop string is empty.
         """
         if not request.prompt:
             raise SamplingError("prompt", "is empty: at least one token is needed")

@@ -12,6 +12,7 @@ from mlx_lm import load as mlx_lm_load
 from mlx_lm.utils import load_config, load_tokenizer
 
 from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.preflight.sidecar_probe import match_config
 from mach_decode.checkpoint_download import obtain_checkpoint
 from mach_decode.errors import DecodeError, ResidencyError, TokenizerError
 from mach_decode.kv_cache import KVCacheFactory
@@ -27,7 +28,8 @@ from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.scatter_reader import ScatterReader, open_reader
 from mach_store.settings import StoreSettings
 from mach_store.sidecar.sidecar_source import SidecarSource
-from mach_store.stacked_source import StackedSource
+from mach_store.sidecar.width_check import require_widths
+from mach_store.stacked_source import StackedSource, stacked_schemas
 
 ExpertStore = BankCache | ResidentStackedExpertCache
 RESIDENCIES = ("streaming", "stacked")
@@ -126,6 +128,10 @@ def load_streaming_or_stacked(
     adapter = inspection.adapter
     if arch is not None and arch != adapter.model_type:
         raise DecodeError(f"{directory}: is {adapter.model_type}, not {arch}")
+    text = inspection.text_config
+    context_length = text.integer("max_position_embeddings", low=1, high=1 << 31, default=4096)
+    anywhere = text if text.find("vocab_size")[1] is not None else inspection.config
+    vocabulary_size = anywhere.integer("vocab_size", low=1, high=1 << 24)
     tokenizer = _tokenizer(directory)
     settings = StoreSettings.from_environment()
     store, reader = _open_store(inspection, settings, expert_residency, expert_cache_gb)
@@ -140,13 +146,12 @@ def load_streaming_or_stacked(
         return DiskSwitchGLU(store, layer, original.activation)
 
     try:
-        model, config = build_model(directory, adapter, inspection.shape.moe_layers, swap)
+        model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap)
         if isinstance(store, BankCache) and gather:
             store.prewarm()
     except BaseException:
         store.close()
         raise
-    text = config.get("text_config", config)
     return LoadedModel(
         directory=directory,
         name=directory.name if Path(checkpoint).is_dir() else checkpoint,
@@ -158,8 +163,8 @@ def load_streaming_or_stacked(
         reader=reader,
         settings=settings,
         dispatch="gather" if gather else "disk",
-        context_length=int(text.get("max_position_embeddings", 4096)),
-        vocabulary_size=int(text.get("vocab_size") or config["vocab_size"]),
+        context_length=context_length,
+        vocabulary_size=vocabulary_size,
     )
 
 
@@ -170,21 +175,41 @@ def _open_store(
     expert_cache_gb: float | None,
 ) -> tuple[ExpertStore, ScatterReader | None]:
     if expert_residency == "stacked":
+        if expert_cache_gb is not None:
+            raise ResidencyError(
+                "--expert-cache-gb bounds the streaming bank: it cannot go with --no-streaming"
+            )
         if inspection.layout != "stacked":
             raise ResidencyError(
                 f"{inspection.directory}: --no-streaming needs the stacked layout, but this checkpoint is "
                 f"{inspection.layout}: use --streaming (with --expert-cache-gb large enough to hold every "
                 "expert, if you want them all in memory)"
             )
-        _refuse_if_too_big(inspection, inspection.expert_bytes, "the experts")
+        if expert_cache_gb is not None:
+            raise ResidencyError("--expert-cache-gb holds for --streaming: leave it out with --no-streaming")
+        schemas, num_experts = stacked_schemas(inspection)
+        wanted = num_experts * sum(slot_bytes(schema, compute_dtype()) for schema in schemas.values())
+        _refuse_if_too_big(inspection, wanted, "the experts", "use --streaming")
         return ResidentStackedExpertCache(inspection, compute_dtype()), None
     reader = open_reader(settings)
     source: ExpertSource
     if inspection.sidecar_directory is not None:
-        source = SidecarSource(
+        sidecar = SidecarSource(
             inspection.sidecar_directory, direct=reader.direct, verify=settings.verify_reads
         )
+        try:
+            match_config(sidecar.layout, inspection, inspection.sidecar_directory)
+            require_widths(sidecar.layout, inspection.shape, inspection.sidecar_directory)
+        except BaseException:
+            sidecar.close()
+            raise
+        source = sidecar
     elif inspection.layout == "stacked":
+        if reader.direct:
+            raise ResidencyError(
+                f"{inspection.directory}: LME_DIRECT_IO=1 needs the aligned records of a sidecar, and this "
+                "checkpoint has none: export one with tools/export_expert_sidecar.py"
+            )
         print(
             f"mach: {inspection.directory} has the stacked layout: streaming reads lazy per-expert slices of "
             "it, not resident stacked banks; export a sidecar for aligned, checksummed records, or use "
@@ -224,18 +249,18 @@ def _budget(inspection: CheckpointInspection, source: ExpertSource, expert_cache
     if not 0 < expert_cache_gb < 1e6:
         raise ResidencyError(f"--expert-cache-gb {expert_cache_gb}: must be a positive number of 10⁹ bytes")
     budget = int(expert_cache_gb * 1e9)
-    _refuse_if_too_big(inspection, min(budget, everything), "the expert cache")
+    _refuse_if_too_big(inspection, min(budget, everything), "the expert cache", "lower --expert-cache-gb")
     return budget
 
 
-def _refuse_if_too_big(inspection: CheckpointInspection, wanted: int, what: str) -> None:
+def _refuse_if_too_big(inspection: CheckpointInspection, wanted: int, what: str, advice: str) -> None:
     needed = wanted + inspection.other_bytes + _RESERVE_BYTES
     available = available_bytes()
     if needed > available:
         raise MemoryBudgetError(
             f"{inspection.directory}: {what} ({wanted / 1e9:.2f} GB), the other weights "
             f"({inspection.other_bytes / 1e9:.2f} GB) and {_RESERVE_BYTES / 1e9:.2f} GB for everything else "
-            f"need {needed / 1e9:.2f} GB, but {available / 1e9:.2f} GB are free: lower --expert-cache-gb",
+            f"need {needed / 1e9:.2f} GB, but {available / 1e9:.2f} GB are free: {advice}",
             needed=needed,
             available=available,
         )
@@ -247,5 +272,5 @@ def _tokenizer(directory: Path) -> Any:
     # mlx-lm's load reads end tokens from generation_config.json through the config: so does this.
     try:
         return load_tokenizer(directory, eos_token_ids=load_config(directory).get("eos_token_id"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises bare Exceptions
         raise TokenizerError(f"{directory}: the tokenizer cannot be loaded: {error}") from error

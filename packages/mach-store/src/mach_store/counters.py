@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 class LayerCounters:
     """Counts of one layer since its store was made.
 
-    A hit or miss is one distinct expert needed by one forward pass of the layer. Where every expert is in memory
-    the host does not see the routes: a pass then counts as many hits as it has routes, at most one per expert.
+    A hit or miss is one distinct expert needed by one forward pass of the layer. Where every expert is in
+    memory the host does not see the routes: a pass then counts a hit per route, at most one per expert.
 
     Attributes:
         hits: experts found in the bank.

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from mach.errors import UnsupportedLayoutError
 from mach.io.inspection import CheckpointInspection, ExpertTensorNames, inspect_checkpoint
-from mach.io.sidecar_layout import DEFAULT_ALIGNMENT, DIRECTORY, LayerFile, Segment, check_files, read_layout
+from mach.io.sidecar_layout import DEFAULT_ALIGNMENT, DIRECTORY, LayerFile, Segment, read_layout
+from mach_store.errors import SidecarCorruptionError
 from mach_store.safetensors_writer import OutputTensor, copy_of, write_safetensors
 from mach_store.sidecar.export import Progress, export_sidecar
+from mach_store.sidecar.verification import verify_sidecar
 from mach_store.stacked_source import DTYPE_NAMES
 
 WEIGHTS_NAME = "model.safetensors"
@@ -63,12 +65,13 @@ def write_stacked_checkpoint(source: Path, output: Path) -> None:
             f"{source}: has no expert sidecar to stack", path=str(source), layout=inspection.layout
         )
     # The copies have no checksums: a bad record found later would look like a good one.
-    for bad in verify_sidecar(inspection.sidecar_directory):
+    bad = verify_sidecar(inspection.sidecar_directory)
+    if bad:
         raise SidecarCorruptionError(
-            f"{bad}; export the sidecar again, and check the disk",
-            path=bad.path,
-            layer=bad.layer,
-            expert=bad.expert,
+            f"{bad[0]}; export the sidecar again, and check the disk",
+            path=bad[0].path,
+            layer=bad[0].layer,
+            expert=bad[0].expert,
         )
     layout = read_layout(inspection.sidecar_directory)
     output.mkdir(parents=True, exist_ok=True)

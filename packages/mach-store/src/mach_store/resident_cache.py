@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -51,7 +51,7 @@ class ResidentStackedExpertCache:
         self.cancelled: Callable[[], bool] = _never
         schemas, self.num_experts = stacked_schemas(inspection)
         self.layers: dict[int, ResidentLayer] = {}
-        files: dict[str, Mapping[str, mx.array]] = {}
+        files: dict[str, dict[str, mx.array]] = {}
         names = {(entry.file, entry.start): name for name, entry in inspection.tensors.items()}
         self.nbytes = 0
         for layer, schema in schemas.items():
@@ -60,7 +60,8 @@ class ResidentStackedExpertCache:
                 entry = inspection.stacked[layer][segment.projection][segment.component]
                 if entry.file not in files:
                     files[entry.file] = _load(entry.file)
-                array = files[entry.file][names[entry.file, entry.start]]
+                # Popped, so that what is widened does not stay in memory twice.
+                array = files[entry.file].pop(names[entry.file, entry.start])
                 wide = widens(segment.dtype, compute)
                 components.setdefault(segment.projection, {})[segment.component] = array.astype(
                     mx.float32 if wide else DTYPES[segment.dtype]
@@ -96,7 +97,7 @@ class ResidentStackedExpertCache:
         """Nothing is open: for symmetry with `BankCache`."""
 
 
-def _load(path: str) -> Mapping[str, mx.array]:
+def _load(path: str) -> dict[str, mx.array]:
     tensors = mx.load(path)
     assert isinstance(tensors, dict), "a .safetensors file loads as a dictionary"
     return tensors

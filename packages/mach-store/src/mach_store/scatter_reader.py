@@ -115,6 +115,10 @@ def open_reader(settings: StoreSettings) -> ScatterReader:
                 f"{NATIVE_MODULE} cannot be imported ({error}); install mach-native, or build it with "
                 "tools/build_mlx_pread_ext.py, or set LME_FALLBACK_POLICY=diagnostic-python to read slowly"
             ) from error
+        if settings.direct_io:
+            raise NativeReaderMissingError(
+                f"{NATIVE_MODULE} cannot be imported ({error}): LME_DIRECT_IO=1 cannot be honoured without it"
+            ) from error
         return ScatterReader(
             native=False,
             reason=f"{NATIVE_MODULE}: {error}",

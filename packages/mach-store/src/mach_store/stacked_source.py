@@ -79,7 +79,7 @@ class StackedSource:
                 self._places[layer], self._paths[layer] = places, paths
         except OSError as error:
             self.close()
-            raise StoreError(f"{error.filename}: {error.strerror}") from error
+            raise StoreError(f"{error.filename}: cannot be opened ({error.strerror})") from error
 
     def locate(self, layer: int, experts: Sequence[int]) -> Location:
         """See `ExpertSource`; a stacked checkpoint has no checksums."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import mach
 from mach.commands.process import run_command
 from mach.io.entry_points import EntryPoint, entry_points
+from mach.version import __version__
 
 COMMAND_GROUP = "mach.commands"
 SUMMARIES = {
@@ -37,7 +37,7 @@ def _main(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     name, *rest = arguments
     if name in ("-V", "--version"):
-        print(f"mach {mach.__version__}")
+        print(f"mach {__version__}")
         return 0
     commands = entry_points(COMMAND_GROUP)
     if name not in commands:

@@ -1,7 +1,7 @@
 """Owns what an architecture's adapter is: the facts that detection, preflight, loader and server share.
 
 Data and small pure functions; the five adapters themselves stand in `arch_registry`. NamedTuples rather than
-dataclasses: `import dataclasses` alone would cost half of mach-archs' start-up budget.
+dataclasses, whose import alone takes longer than the rest of `import mach`'s own modules.
 """
 
 from __future__ import annotations

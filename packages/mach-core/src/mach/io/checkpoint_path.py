@@ -6,17 +6,27 @@ It looks at file names only and never at the network.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mach.errors import CheckpointNotFoundError
 from mach.io.config_file import CONFIG_NAME
 from mach.io.entry_points import entry_points
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHECKPOINT_GROUP = "mach.checkpoints"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
 
 
 def resolve_checkpoint(name_or_path: str | os.PathLike[str], *, tokenizer: bool = True) -> Path:
+    """`checkpoint_directory` as a Path."""
+    from pathlib import Path  # noqa: PLC0415 - a tenth of what a whole `mach check` may take
+
+    return Path(checkpoint_directory(name_or_path, tokenizer=tokenizer))
+
+
+def checkpoint_directory(name_or_path: str | os.PathLike[str], *, tokenizer: bool = True) -> str:
     """The directory of the checkpoint that `name_or_path` means, ready to be inspected or loaded.
 
     An existing directory wins; otherwise an installed distribution may provide the name through the
@@ -40,7 +50,7 @@ def resolve_checkpoint(name_or_path: str | os.PathLike[str], *, tokenizer: bool 
             path=given,
         )
     _require_files(directory, tokenizer)
-    return Path(directory)
+    return directory
 
 
 def bundled_directory(name: str) -> str | None:

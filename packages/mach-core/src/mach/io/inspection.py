@@ -16,6 +16,7 @@ from mach.io.arch_adapter import MoeArchAdapter, MoeShape
 from mach.io.arch_registry import adapter_for
 from mach.io.config_file import ConfigFields, read_config
 from mach.io.quantization import (
+    MLX_MODES,
     PROJECTIONS,
     QuantScheme,
     RoutedQuantization,
@@ -323,6 +324,8 @@ def _check_stacked(
                     path=entry.file,
                     field=path,
                 )
+            if scheme is not None and scheme.mode not in MLX_MODES:
+                continue  # whose packing is not known here; the gates refuse it
             for component, extents in _component_shapes(parts, scheme, rows, columns).items():
                 expected = (shape.num_experts, *extents)
                 if component not in parts:

@@ -266,9 +266,10 @@ def _shard_names(directory: str, weight_map: dict[str, str] | None) -> list[str]
 
 def _check_index(directory: str, weight_map: dict[str, str], tensors: dict[str, TensorEntry]) -> None:
     path = os.path.join(directory, INDEX_NAME)
+    files = {shard: os.path.join(directory, shard) for shard in set(weight_map.values())}
     for name, shard in weight_map.items():
         entry = tensors.get(name)
-        if entry is None or os.path.basename(entry.file) != shard:
+        if entry is None or entry.file != files[shard]:
             raise HeaderError(
                 f"{path}: promises tensor {name[:200]!r} in {shard}, which does not hold it; "
                 "the index and the shards are not of one download",

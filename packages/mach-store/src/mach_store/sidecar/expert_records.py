@@ -94,9 +94,9 @@ def _require_same(inspection: CheckpointInspection, stored: ExpertRecords, wante
             )
             if same != wanted:
                 raise SidecarExportError(
-                    f"{inspection.directory}: the experts are already packed ({q.mode}, {q.bits} bits, groups "
-                    f"of {q.group_size}) and cannot be packed otherwise: export them as they are, or convert "
-                    "the original checkpoint"
+                    f"{inspection.directory}: the experts are already packed ({q.mode}, {q.bits} bits, "
+                    f"groups of {q.group_size}) and cannot be packed otherwise: export them as they are, or "
+                    "convert the original checkpoint"
                 )
 
 

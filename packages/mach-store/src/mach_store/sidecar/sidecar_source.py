@@ -46,8 +46,9 @@ class SidecarSource:
                 self._fds[layer.index] = _open(os.path.join(directory, layer.file), direct)
         except OSError as error:
             self.close()
+            hint = ": this file system has no direct reads, unset LME_DIRECT_IO" if direct else ""
             raise SidecarLayoutError(
-                f"{error.filename}: {error.strerror}", path=str(error.filename)
+                f"{error.filename}: cannot be opened ({error.strerror}){hint}", path=str(error.filename)
             ) from error
 
     def locate(self, layer: int, experts: Sequence[int]) -> Location:

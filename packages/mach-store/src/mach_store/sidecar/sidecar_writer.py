@@ -78,7 +78,7 @@ class SidecarWriter:
         self._unlock()
 
     def _unlock(self) -> None:
-        # Unlinked while it is held: whoever waits for the old file sees that it is not the named one any more.
+        # Unlinked while it is held: who has opened it meanwhile sees that the name is of another file now.
         os.unlink(self._lock_path)
         os.close(self._lock)
 

@@ -41,7 +41,7 @@ def verify_sidecar(directory: str, progress: Callable[[int, int], None] | None =
         SidecarLayoutError: `layout.json` is missing or invalid.
     """
     layout = read_layout(directory)
-    bad = []
+    bad: list[BadRecord] = []
     for done, layer in enumerate(layout.layers, 1):
         path = os.path.join(directory, layer.file)
         bad.extend(

@@ -1,0 +1,363 @@
+"""Owns `mach check`'s report: it gathers what the probes, gates and models say into one JSON-ready document.
+
+The document's form is `docs/check-report.schema.json`; a change to it raises SCHEMA_VERSION.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from typing import Any, NamedTuple
+
+from mach.errors import CheckpointNotFoundError, CommandError, UnknownArchitectureError
+from mach.io.arch_adapter import MoeArchAdapter
+from mach.io.arch_registry import REGISTRY, arch_summary
+from mach.io.checkpoint_path import bundled_directory, checkpoint_directory
+from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.preflight.bandwidth import cached_bandwidth, remember_bandwidth
+from mach.preflight.draft_probe import DraftProbe, probe_draft
+from mach.preflight.gates import BLOCKED, ENGINE_PATHS, OK, Verdict, load_gate
+from mach.preflight.kv_cache_bytes import context_length
+from mach.preflight.machine import this_machine
+from mach.preflight.memory import MemoryEstimate, ModeEstimate, estimate_memory
+from mach.preflight.path_matrix import PATHS, architecture_matrix, judge_paths
+from mach.preflight.sidecar_probe import SidecarProbe, probe_sidecar, sidecar_quantization
+from mach.preflight.speed import SpeedEstimate, estimate_speed
+from mach.settings import CoreSettings
+from mach.version import __version__
+
+SCHEMA_VERSION = 1
+Report = dict[str, Any]
+
+
+class CheckOptions(NamedTuple):
+    """What the command line says besides the model.
+
+    Attributes:
+        draft_dir: directory to probe for a draft.
+        context_length: tokens for the key-value estimate.
+        expert_cache_gb: bank budget in 10⁹ bytes.
+        local_only: never touch the network.
+        revision: hub revision.
+        measure_disk: measure bandwidths now instead of using the last measurement.
+    """
+
+    draft_dir: str | None = None
+    context_length: int | None = None
+    expert_cache_gb: float | None = None
+    local_only: bool = False
+    revision: str = "main"
+    measure_disk: bool = False
+
+
+class _Subject(NamedTuple):
+    """The checkpoint in question: where it was found, and what its files say."""
+
+    source: str
+    directory: str | None
+    commit: str | None
+    inspection: CheckpointInspection
+    sidecar: SidecarProbe
+    notes: tuple[str, ...]
+
+
+def architecture_report() -> Report:
+    """The matrix of every registered architecture."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "mach_version": __version__,
+        "engine_paths": [path for path in PATHS if path in ENGINE_PATHS],
+        "architectures": {
+            model_type: {
+                "loadable": load_gate(REGISTRY[model_type]).status == OK,
+                "paths": _paths(verdicts),
+            }
+            for model_type, verdicts in architecture_matrix().items()
+        },
+    }
+
+
+def check_report(model: str, options: CheckOptions, settings: CoreSettings) -> Report:
+    """The report on one checkpoint: a directory, an installed name, or a hub repository.
+
+    Raises:
+        MachError: there is no such checkpoint, or its files cannot be understood. An architecture that is
+            not registered is a report, not an error.
+    """
+    try:
+        subject = _subject(model, options, settings)
+    except UnknownArchitectureError as error:
+        return _unsupported(model, error)
+    inspection, adapter = subject.inspection, subject.inspection.adapter
+    draft = None
+    if options.draft_dir is not None:
+        draft = probe_draft(options.draft_dir, adapter, inspection.shape)
+    verdicts = judge_paths(adapter, inspection, subject.sidecar, draft)
+    memory = _memory(subject, options, draft)
+    if memory is not None:
+        verdicts["expert_streaming"] = _with_budget(verdicts["expert_streaming"], memory, subject, options)
+    supported = OK in (verdicts["expert_streaming"].status, verdicts["resident_stacked"].status)
+    mode = "resident" if verdicts["expert_streaming"].status != OK and supported else "streaming"
+    speed = _speed(subject, memory, options, settings) if mode == "streaming" else None
+    reason = "registered architecture" if supported else verdicts["expert_streaming"].reason
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "mach_version": __version__,
+        "model": model,
+        "source": subject.source,
+        "commit": subject.commit,
+        "model_type": adapter.model_type,
+        "supported": supported,
+        "reason": reason,
+        "arch": arch_summary(adapter),
+        "layout": {"kind": inspection.layout, "reason": inspection.layout_reason},
+        "quantization": _quantization(subject),
+        "shape": inspection.shape._asdict() | {"moe_layers": len(inspection.shape.moe_layers)},
+        "artifacts": {"sidecar": _sidecar(subject.sidecar), "draft_dir": _draft(draft)},
+        "memory": _memory_block(inspection, memory, mode, adapter),
+        "speed": _speed_block(speed),
+        "paths": _paths(verdicts),
+        "serve_command": _serve_command(model, subject, mode, memory, options) if supported else None,
+        "notes": [*subject.notes, *_download_note(model, subject)],
+    }
+
+
+def _subject(model: str, options: CheckOptions, settings: CoreSettings) -> _Subject:
+    source = "local"
+    directory: str | None = model
+    if not os.path.lexists(model):
+        source, directory = "bundled", bundled_directory(model)
+    if directory is None:
+        # Networking costs more to import than a whole local check takes.
+        from mach.preflight.hub_checkpoint import fetch_hub_checkpoint, is_repo_id  # noqa: PLC0415
+
+        if options.local_only and is_repo_id(model):
+            raise CheckpointNotFoundError(
+                f"{model!r} is not a directory here, and --local-only forbids asking the hub", path=model
+            )
+        if not is_repo_id(model):
+            checkpoint_directory(model)  # raises, and says what is installed
+        hub = fetch_hub_checkpoint(model, options.revision, settings)
+        inspection = hub.inspection()
+        return _Subject(
+            source="hub",
+            directory=None,
+            commit=hub.commit or None,
+            inspection=inspection,
+            sidecar=hub.sidecar(inspection),
+            notes=hub.notes,
+        )
+    path = checkpoint_directory(directory, tokenizer=False)
+    inspection = inspect_checkpoint(path)
+    try:
+        checkpoint_directory(directory)
+        notes: tuple[str, ...] = ()
+    except CheckpointNotFoundError as error:
+        notes = (f"loading will fail: {error}",)
+    return _Subject(
+        source=source,
+        directory=path,
+        commit=None,
+        inspection=inspection,
+        sidecar=probe_sidecar(inspection),
+        notes=notes,
+    )
+
+
+def _unsupported(model: str, error: UnknownArchitectureError) -> Report:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "mach_version": __version__,
+        "model": model,
+        "source": None,
+        "commit": None,
+        "model_type": error.model_type[:200],
+        "supported": False,
+        "reason": str(error),
+        "arch": None,
+        "layout": None,
+        "quantization": None,
+        "shape": None,
+        "artifacts": None,
+        "memory": None,
+        "speed": None,
+        "paths": [],
+        "serve_command": None,
+        "notes": [],
+    }
+
+
+def _memory(subject: _Subject, options: CheckOptions, draft: DraftProbe | None) -> MemoryEstimate | None:
+    inspection = subject.inspection
+    if not inspection.headers_read or not inspection.tensors:
+        return None
+    asked = None if options.expert_cache_gb is None else int(options.expert_cache_gb * 1e9)
+    return estimate_memory(
+        inspection,
+        subject.sidecar.layout,
+        this_machine(),
+        context=context_length(inspection.adapter, inspection.config, options.context_length),
+        expert_cache_bytes=asked,
+        draft_bytes=draft.nbytes if draft is not None and draft.usable else 0,
+    )
+
+
+def _with_budget(
+    verdict: Verdict, memory: MemoryEstimate, subject: _Subject, options: CheckOptions
+) -> Verdict:
+    """The loader refuses a bank that holds less than one token's experts; so does the report."""
+    least = memory.experts.least_bank(subject.inspection.shape.top_k)
+    if verdict.status != OK or options.expert_cache_gb is None or memory.bank_bytes >= least:
+        return verdict
+    return Verdict(
+        BLOCKED,
+        f"--expert-cache-gb {options.expert_cache_gb:g} holds less than one token's experts: at least "
+        f"{_gigabytes_up(least):g}",
+    )
+
+
+def _speed(
+    subject: _Subject, memory: MemoryEstimate | None, options: CheckOptions, settings: CoreSettings
+) -> SpeedEstimate | None:
+    if memory is None or not memory.experts.layer_records:
+        if options.measure_disk:
+            raise CommandError(
+                "--measure-disk: the experts' sizes are not known, so there is nothing to predict"
+            )
+        return None
+    directory = subject.directory or settings.cache_root
+    if options.measure_disk:
+        from mach.preflight.bandwidth_probe import measure_bandwidth  # noqa: PLC0415 - seldom asked for
+
+        record = max(memory.experts.layer_records.values())
+        bandwidth = measure_bandwidth(directory, record, settings.cache_root)
+        remember_bandwidth(settings.cache_root, directory, bandwidth)
+    elif (cached := cached_bandwidth(settings.cache_root, directory)) is not None:
+        bandwidth = cached
+    else:
+        return None
+    return estimate_speed(subject.inspection, memory, bandwidth)
+
+
+def _serve_command(
+    model: str, subject: _Subject, mode: str, memory: MemoryEstimate | None, options: CheckOptions
+) -> str:
+    target = _download_directory(model) if subject.source == "hub" else model
+    words = ["mach-serve", "--checkpoint", target]
+    if mode == "resident":
+        return shlex.join([*words, "--no-streaming", "--target-only"])
+    words += ["--streaming", "--target-only"]
+    if options.expert_cache_gb is not None:
+        words += ["--expert-cache-gb", f"{options.expert_cache_gb:g}"]
+    elif memory is not None:
+        least = memory.experts.least_bank(subject.inspection.shape.top_k)
+        if memory.bank_bytes < least:
+            words += ["--expert-cache-gb", f"{_gigabytes_up(least):g}"]
+    return shlex.join(words)
+
+
+def _download_note(model: str, subject: _Subject) -> list[str]:
+    if subject.source != "hub":
+        return []
+    target = shlex.quote(_download_directory(model))
+    return [f"download it first: hf download {model} --local-dir {target}"]
+
+
+def _download_directory(model: str) -> str:
+    return "./" + model.rpartition("/")[2]
+
+
+def _gigabytes_up(size: int) -> float:
+    """10⁹ bytes, rounded up to a thousandth."""
+    return math.ceil(size / 1e6) / 1e3
+
+
+def _paths(verdicts: dict[str, Verdict]) -> list[Report]:
+    return [
+        {"path": path, "status": verdict.status, "reason": verdict.reason}
+        for path, verdict in verdicts.items()
+    ]
+
+
+def _quantization(subject: _Subject) -> Report:
+    quantization = subject.inspection.quantization
+    if subject.sidecar.layout is not None:
+        quantization = sidecar_quantization(subject.sidecar.layout)
+    return {
+        "label": quantization.label,
+        "mode": quantization.mode,
+        "bits": quantization.bits,
+        "group_size": quantization.group_size,
+        "uniform": quantization.uniform,
+    }
+
+
+def _sidecar(probe: SidecarProbe) -> Report:
+    return {"present": probe.present, "valid": probe.valid, "reason": probe.reason}
+
+
+def _draft(probe: DraftProbe | None) -> Report | None:
+    if probe is None:
+        return None
+    return {"path": probe.path, "usable": probe.usable, "reason": probe.reason, "bytes": probe.nbytes}
+
+
+def _memory_block(
+    inspection: CheckpointInspection, memory: MemoryEstimate | None, mode: str, adapter: MoeArchAdapter
+) -> Report:
+    if memory is None:
+        return {
+            "verdict": "unknown",
+            "note": "estimate unavailable: the weights' headers could not be read",
+            "estimate": None,
+        }
+    machine, sizes = memory.machine, memory.experts
+    chosen = memory.resident if mode == "resident" else memory.streaming
+    note = None
+    if chosen.verdict == "unknown":
+        note = f"no verdict: this machine's memory is not known ({machine.source})"
+    elif adapter.kv_cache_kind == "compressed":
+        note = "the KV size of a compressed cache is an estimate from the configuration"
+    return {
+        "verdict": chosen.verdict,
+        "note": note,
+        "estimate": {
+            "mode": mode,
+            "machine": machine._asdict(),
+            "context_length": memory.context,
+            "kv_bytes": memory.kv.total,
+            "kv_parts": memory.kv.parts,
+            "expert_bytes_on_disk": sizes.total_records,
+            "expert_bytes_in_memory": sizes.total_slots,
+            "expert_bytes_per_layer": {
+                str(layer): size * sizes.experts for layer, size in sorted(sizes.layer_slots.items())
+            },
+            "other_bytes_on_disk": inspection.other_bytes,
+            "unused_bytes_on_disk": inspection.unused_bytes,
+            "expert_cache_bytes": memory.bank_bytes,
+            "expert_cache_share": round(memory.bank_share, 4),
+            "expert_cache_least_bytes": sizes.least_bank(inspection.shape.top_k),
+            "streaming": _mode_block(memory.streaming),
+            "resident": _mode_block(memory.resident),
+        },
+    }
+
+
+def _mode_block(mode: ModeEstimate) -> Report:
+    return {"verdict": mode.verdict, "working_set_bytes": mode.working_set, "parts": mode.parts}
+
+
+def _speed_block(speed: SpeedEstimate | None) -> Report | None:
+    if speed is None:
+        return None
+    return {
+        "estimate": True,
+        "tokens_per_second": [round(value, 2) for value in speed.tokens_per_second],
+        "hit_rate": [round(value, 4) for value in speed.hit_rate],
+        "active_bytes_per_token": speed.active_bytes,
+        "miss_bytes_per_token": list(speed.miss_bytes),
+        "disk_bytes_per_second": round(speed.bandwidth.disk),
+        "memory_bytes_per_second": round(speed.bandwidth.memory),
+        "measured": speed.bandwidth.measured,
+    }

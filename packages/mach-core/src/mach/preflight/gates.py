@@ -1,0 +1,214 @@
+"""Owns the gates: one function per serving path, asked by the preflight, the loader and the server alike.
+
+A gate judges an architecture (`inspection` None: the answer for any checkpoint of it) or one checkpoint. For
+a checkpoint it answers for the engine of this version, so what `ENGINE_PATHS` lacks is blocked there, and
+says so; for an architecture it answers what the design allows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mach.io.arch_adapter import MoeArchAdapter
+from mach.io.arch_registry import continuous_batching_for
+from mach.io.inspection import CheckpointInspection
+from mach.io.quantization import MLX_MODES, RoutedQuantization
+from mach.preflight.draft_probe import DraftProbe
+from mach.preflight.sidecar_probe import SidecarProbe, probe_sidecar
+
+OK, BLOCKED, NEEDS_ARTIFACT, UNKNOWN, NOT_APPLICABLE = "ok", "blocked", "needs_artifact", "unknown", "n/a"
+STATUSES = (OK, BLOCKED, NEEDS_ARTIFACT, UNKNOWN, NOT_APPLICABLE)
+
+ENGINE_PATHS = frozenset({"openai_http", "expert_streaming", "resident_stacked"})
+"""The paths that the engine of this version has; a path joins when its code does."""
+
+EXPERT_DTYPES = frozenset({"U8", "U32", "F16", "BF16", "F32"})
+"""Tensor dtypes that the stores read."""
+
+CONVERT_HINT = "make an MLX checkpoint first, with mlx_lm.convert"
+EXPORT_HINT = "export one with tools/export_expert_sidecar.py"
+
+
+class Verdict(NamedTuple):
+    """A status (one of STATUSES) and a reason that tells what to do where something can be done."""
+
+    status: str
+    reason: str
+
+
+def load_gate(adapter: MoeArchAdapter) -> Verdict:
+    """Whether this version can build the architecture's model at all."""
+    if adapter.mlx_lm_module is None:
+        return Verdict(BLOCKED, f"this version of mach has no model for {adapter.model_type} yet")
+    return Verdict(OK, "registered architecture")
+
+
+def http_gate(
+    adapter: MoeArchAdapter,
+    inspection: CheckpointInspection | None = None,
+    sidecar: SidecarProbe | None = None,
+) -> Verdict:
+    """Serving over HTTP in any residency."""
+    if inspection is None:
+        return Verdict(OK, "registered architecture")
+    loads = load_gate(adapter)
+    if loads.status != OK:
+        return loads
+    residencies = (streaming_gate(adapter, inspection, sidecar), resident_gate(adapter, inspection))
+    if any(verdict.status == OK for verdict in residencies):
+        return loads
+    # Streaming's answer tells more: it is the residency that an artifact can bring about.
+    return Verdict(residencies[0].status, f"no residency can load it yet: {residencies[0].reason}")
+
+
+def streaming_gate(
+    adapter: MoeArchAdapter,
+    inspection: CheckpointInspection | None = None,
+    sidecar: SidecarProbe | None = None,
+) -> Verdict:
+    """`--streaming`: experts from a sidecar, or from slices of a stacked checkpoint.
+
+    `sidecar` saves probing it again.
+    """
+    if inspection is None:
+        return Verdict(OK, "expert-sidecar streaming")
+    if (loads := load_gate(adapter)).status != OK:
+        return loads
+    if inspection.layout == "dense":
+        return Verdict(BLOCKED, "no routed experts to stream: serve it with mlx-lm instead")
+    probe = sidecar or probe_sidecar(inspection)
+    if probe.present:
+        if not probe.valid:
+            return Verdict(BLOCKED, f"the sidecar is not usable: {probe.reason}")
+        return Verdict(OK, "expert-sidecar streaming")
+    if inspection.layout == "stacked" and adapter.stacked_supported:
+        if problem := _unreadable(inspection):
+            return Verdict(BLOCKED, problem)
+        return Verdict(OK, f"lazy per-expert slices of the stacked layout; for aligned records {EXPORT_HINT}")
+    if not inspection.headers_read:
+        return Verdict(UNKNOWN, "the weights' headers could not be read")
+    if inspection.layout == "per_expert" and inspection.quantization.scheme is None:
+        return Verdict(NEEDS_ARTIFACT, f"per_expert layout needs an expert sidecar: {EXPORT_HINT}")
+    if inspection.layout in ("per_expert", "fused", "stacked"):
+        label = inspection.quantization.label
+        return Verdict(
+            BLOCKED, f"no sidecar can be exported from {inspection.layout} {label}: {CONVERT_HINT}"
+        )
+    return Verdict(BLOCKED, inspection.layout_reason)
+
+
+def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
+    """`--no-streaming`: every expert in memory, from the axis-0 stacked layout alone."""
+    if not adapter.stacked_supported:
+        return Verdict(BLOCKED, f"{adapter.model_type} cannot load a stacked layout: use --streaming")
+    if inspection is None:
+        return Verdict(UNKNOWN, "depends on the checkpoint's layout")
+    if (loads := load_gate(adapter)).status != OK:
+        return loads
+    if inspection.layout == "stacked":
+        if problem := _unreadable(inspection):
+            return Verdict(BLOCKED, problem)
+        return Verdict(OK, "stacked-layout checkpoint usable for resident serving")
+    if not inspection.headers_read:
+        return Verdict(UNKNOWN, "the weights' headers could not be read")
+    return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}")
+
+
+def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
+    """Full-precision streaming of stacked slices, for comparisons."""
+    if inspection is None:
+        return Verdict(UNKNOWN, "depends on the checkpoint's layout")
+    if inspection.layout != "stacked" or not adapter.stacked_supported:
+        return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}")
+    return _in_engine("bf16_streaming", Verdict(OK, "stacked layout supports bf16 streaming"))
+
+
+def gguf_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
+    """2-bit GGUF experts."""
+    if inspection is None:
+        return Verdict(UNKNOWN, "depends on the checkpoint's expert format")
+    if inspection.quantization.mode != "gguf":
+        return Verdict(NOT_APPLICABLE, "no gguf expert sidecar / format")
+    return _in_engine("gguf_experts_2bit", Verdict(OK, "gguf expert format"))
+
+
+def specdec_gate(
+    adapter: MoeArchAdapter,
+    inspection: CheckpointInspection | None = None,
+    draft: DraftProbe | None = None,
+) -> Verdict:
+    """Speculative decoding; without a usable draft the engine serves target-only."""
+    kind = adapter.specdec_kind
+    if kind is None:
+        return Verdict(NOT_APPLICABLE, f"no draft family for {adapter.model_type}: served target-only")
+    if draft is not None and draft.usable:
+        verdict = Verdict(OK, f"{kind} draft is usable")
+    elif draft is not None:
+        verdict = Verdict(NEEDS_ARTIFACT, f"--draft-dir is not usable: {draft.reason}")
+    elif kind == "specdec_v7":
+        verdict = Verdict(NEEDS_ARTIFACT, "specdec_v7 draft requires a usable --draft-dir")
+    else:
+        verdict = Verdict(NEEDS_ARTIFACT, f"{kind} requires the model's draft weights")
+    return verdict if inspection is None else _in_engine("specdec", verdict)
+
+
+def batching_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
+    """Continuous batching, by the kind of key-value cache."""
+    status, kind = continuous_batching_for(adapter.kv_cache_kind), adapter.kv_cache_kind
+    reason = {
+        OK: f"{kind} KV cache is batch-compatible",
+        BLOCKED: f"{kind} KV cache cannot be batched: requests run one after another",
+    }.get(status, f"{kind} KV cache batches only without kept tokens, which shows at load")
+    verdict = Verdict(status, reason)
+    return verdict if inspection is None else _in_engine("continuous_batching", verdict)
+
+
+def turboquant_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
+    """TurboQuant compression of the key-value cache."""
+    verdict = Verdict(OK, "turboquant KV supported (mutually exclusive with the prefix cache)")
+    return verdict if inspection is None else _in_engine("turboquant_kv", verdict)
+
+
+def prefix_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
+    """Reuse of a prompt's prefix, by the kind of key-value cache."""
+    known = {
+        "standard": Verdict(OK, "standard cache supports prefix trim reuse"),
+        "hybrid_gdn": Verdict(OK, "attention KV and recurrent state are restored together"),
+    }
+    fallback = Verdict(UNKNOWN, f"{adapter.kv_cache_kind} cache: reuse shows at load")
+    verdict = known.get(adapter.kv_cache_kind, fallback)
+    return verdict if inspection is None else _in_engine("prefix_kv_reuse", verdict)
+
+
+def tool_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
+    """Tool calls in the family's own wire format, with grammar."""
+    if adapter.native_tool_dialect is None:
+        return Verdict(NOT_APPLICABLE, f"no native tool format for {adapter.model_type}")
+    verdict = Verdict(OK, f"native {adapter.native_tool_dialect.capitalize()} tool/grammar path (xgrammar)")
+    return verdict if inspection is None else _in_engine("native_tool_grammar", verdict)
+
+
+def routed_quantization_problem(quantization: RoutedQuantization) -> str | None:
+    """Why the stores cannot compute with experts packed so, or None."""
+    schemes = (quantization.scheme, *quantization.overrides.values())
+    for scheme in schemes:
+        if scheme is not None and scheme.mode not in MLX_MODES:
+            return f"{scheme.mode} experts cannot be computed with: convert to one of {', '.join(MLX_MODES)}"
+    return None
+
+
+def _unreadable(inspection: CheckpointInspection) -> str | None:
+    if problem := routed_quantization_problem(inspection.quantization):
+        return problem
+    for layer in inspection.stacked.values():
+        for parts in layer.values():
+            for entry in parts.values():
+                if entry.dtype not in EXPERT_DTYPES:
+                    return f"expert tensors of dtype {entry.dtype} cannot be read: convert the checkpoint"
+    return None
+
+
+def _in_engine(path: str, verdict: Verdict) -> Verdict:
+    if path in ENGINE_PATHS or verdict.status == NOT_APPLICABLE:
+        return verdict
+    return Verdict(BLOCKED, f"not in this version of mach ({verdict.reason})")

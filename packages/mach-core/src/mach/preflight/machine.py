@@ -1,0 +1,125 @@
+"""Owns what is known of this machine's memory: how much there is, how much is free, and for whom."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NamedTuple
+
+
+class Machine(NamedTuple):
+    """This machine as the memory verdict sees it; None where it cannot be known.
+
+    Attributes:
+        backend: `metal` on Apple Silicon, else `cpu`.
+        total_bytes: memory that a process could ever have: RAM, or a container's limit.
+        available_bytes: what an engine started now could take without swapping or being killed.
+        source: where `available_bytes` comes from.
+    """
+
+    backend: str
+    total_bytes: int | None
+    available_bytes: int | None
+    source: str
+
+
+def this_machine() -> Machine:
+    """The machine that this runs on."""
+    if sys.platform == "darwin":
+        return _mac()
+    if sys.platform == "linux":
+        return linux_machine("/")
+    return Machine("cpu", None, None, f"unknown on {sys.platform}")
+
+
+def linux_machine(root: str) -> Machine:
+    """A Linux machine, from the files below `root`: MemAvailable, or less where a cgroup says so."""
+    meminfo = _pairs(os.path.join(root, "proc/meminfo"))
+    total, available = meminfo.get("MemTotal:"), meminfo.get("MemAvailable:")
+    if total is None or available is None:
+        return Machine("cpu", None, None, "/proc/meminfo cannot be read")
+    total, available, source = total * 1024, available * 1024, "MemAvailable"
+    for limit, used in _cgroup_limits(root):
+        total = min(total, limit)
+        if limit - used < available:
+            available, source = max(0, limit - used), "cgroup limit"
+    return Machine("cpu", total, available, source)
+
+
+def _cgroup_limits(root: str) -> list[tuple[int, int]]:
+    """(limit, use that cannot be reclaimed) of every cgroup above this process."""
+    try:
+        with open(os.path.join(root, "proc/self/cgroup")) as handle:
+            lines = handle.read().splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "":
+            mount, names = "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            mount, names = "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts), -1, -1):
+            directory = os.path.join(root, mount, *parts[:depth])
+            limit, used = (_integer(os.path.join(directory, name)) for name in names)
+            if limit is not None and used is not None:
+                cached = _pairs(os.path.join(directory, "memory.stat")).get("inactive_file", 0)
+                limits.append((limit, max(0, used - cached)))
+    return limits
+
+
+def _integer(path: str) -> int | None:
+    try:
+        with open(path) as handle:
+            return int(handle.read(64))
+    except (OSError, ValueError):  # absent, or the word "max"
+        return None
+
+
+def _pairs(path: str) -> dict[str, int]:
+    """The `name value …` lines of a kernel file; empty if there is none."""
+    pairs = {}
+    try:
+        with open(path) as handle:
+            for line in handle:
+                name, *rest = line.split()
+                if rest and rest[0].isdigit():
+                    pairs[name] = int(rest[0])
+    except OSError:
+        return {}
+    return pairs
+
+
+def _mac() -> Machine:
+    backend = "metal" if os.uname().machine == "arm64" else "cpu"
+    total = _sysctl("hw.memsize")
+    if total is None:
+        return Machine(backend, None, None, "sysctl hw.memsize failed")
+    return mac_machine(backend, total, (_sysctl("iogpu.wired_limit_mb") or 0) << 20)
+
+
+def mac_machine(backend: str, total: int, wired_limit: int) -> Machine:
+    """A Mac with `total` bytes; Metal's recommended working set is estimated unless a wired limit is set.
+
+    Asking Metal itself would need MLX. Without a limit, macOS recommends about two thirds of the memory up
+    to 36 GiB and three quarters above (observed by users of several engines; not measured by us).
+    """
+    if wired_limit:
+        return Machine(backend, total, min(wired_limit, total), "iogpu.wired_limit_mb")
+    share = total * 2 // 3 if total <= 36 << 30 else total * 3 // 4
+    return Machine(backend, total, share, "Metal's recommended working set, estimated")
+
+
+def _sysctl(name: str) -> int | None:
+    import ctypes.util  # noqa: PLC0415 - slow to import, and of no use elsewhere
+
+    library = ctypes.CDLL(ctypes.util.find_library("c"))
+    value, size = ctypes.c_uint64(0), ctypes.c_size_t(8)
+    failed = library.sysctlbyname(
+        name.encode(), ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)
+    )
+    return None if failed else value.value

@@ -1,0 +1,127 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mach.io.arch_registry import REGISTRY
+from mach.io.inspection import inspect_checkpoint
+from mach.preflight.draft_probe import DraftProbe
+from mach.preflight.gates import (
+    ENGINE_PATHS,
+    STATUSES,
+    resident_gate,
+    specdec_gate,
+    streaming_gate,
+)
+from mach.preflight.path_matrix import PATHS, architecture_matrix, judge_paths
+
+# The CLI page's matrix, cell for cell.
+PAGE = """
+path                deepseek_v4    gemma4  gpt_oss qwen3_5_moe    qwen3_moe
+openai_http         ok             ok      ok      ok             ok
+expert_streaming    ok             ok      ok      ok             ok
+resident_stacked    blocked        unknown unknown unknown        unknown
+bf16_streaming      unknown        unknown unknown unknown        unknown
+gguf_experts_2bit   unknown        unknown unknown unknown        unknown
+specdec             needs_artifact n/a     n/a     needs_artifact needs_artifact
+continuous_batching blocked        unknown unknown ok             ok
+turboquant_kv       ok             ok      ok      ok             ok
+prefix_kv_reuse     unknown        unknown unknown ok             ok
+native_tool_grammar n/a            n/a     n/a     ok             ok
+"""
+
+
+def test_the_matrix_is_the_pages_cell_for_cell() -> None:
+    header, *rows = [line.split() for line in PAGE.strip().splitlines()]
+    expected = {
+        name: {row[0]: row[column] for row in rows} for column, name in enumerate(header) if column > 0
+    }
+    found = {
+        name: {path: verdict.status for path, verdict in verdicts.items()}
+        for name, verdicts in architecture_matrix().items()
+    }
+    assert found == expected
+    assert list(found) == header[1:]
+    assert tuple(row[0] for row in rows) == PATHS
+
+
+@pytest.mark.parametrize("model_type", [m for m in REGISTRY if m != "deepseek_v4"])
+def test_a_stacked_checkpoint_streams_and_stays_resident(
+    model_type: str,
+    families: dict[str, dict],
+    make_checkpoint: Callable[..., Path],
+    stacked: Callable[..., dict],
+) -> None:
+    config = families[model_type]
+    found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
+    verdicts = judge_paths(found.adapter, found)
+    assert [verdicts[path].status for path in PATHS[:3]] == ["ok", "ok", "ok"]
+    assert "lazy per-expert slices" in verdicts["expert_streaming"].reason
+    assert all(verdict.status in STATUSES and verdict.reason for verdict in verdicts.values())
+
+
+def test_what_the_engine_lacks_is_blocked_for_every_checkpoint(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], stacked: Callable[..., dict]
+) -> None:
+    for model_type, config in families.items():
+        found = inspect_checkpoint(make_checkpoint(config, stacked(config), name=model_type))
+        for path, verdict in judge_paths(found.adapter, found).items():
+            if path not in ENGINE_PATHS:
+                assert verdict.status in ("blocked", "n/a"), (model_type, path)
+
+
+def test_deepseek_v4_cannot_be_loaded_in_any_residency(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], stacked: Callable[..., dict]
+) -> None:
+    config = families["deepseek_v4"]
+    found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
+    verdicts = judge_paths(found.adapter, found)
+    assert [verdicts[path].status for path in PATHS[:3]] == ["blocked"] * 3
+    assert "no model for deepseek_v4 yet" in verdicts["openai_http"].reason
+
+
+def test_plain_raw_experts_need_a_sidecar_and_packed_ones_a_conversion(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], per_expert: Callable[..., dict]
+) -> None:
+    config = families["qwen3_moe"]
+    plain = inspect_checkpoint(make_checkpoint(config, per_expert(config), name="plain"))
+    verdict = streaming_gate(plain.adapter, plain)
+    assert (verdict.status, "export_expert_sidecar.py" in verdict.reason) == ("needs_artifact", True)
+    assert resident_gate(plain.adapter, plain).status == "blocked"
+    assert judge_paths(plain.adapter, plain)["openai_http"].status == "needs_artifact"
+    packed = config | {"quantization_config": {"quant_method": "fp8"}}
+    fp8 = inspect_checkpoint(make_checkpoint(packed, per_expert(config), name="fp8"))
+    verdict = streaming_gate(fp8.adapter, fp8)
+    assert (verdict.status, "mlx_lm.convert" in verdict.reason) == ("blocked", True)
+
+
+def test_a_broken_sidecar_blocks_streaming_and_says_why(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], stacked: Callable[..., dict]
+) -> None:
+    config = families["qwen3_moe"]
+    directory = make_checkpoint(config, stacked(config))
+    (directory / "expert_sidecar").mkdir()
+    (directory / "expert_sidecar" / "layout.json").write_text(json.dumps({"magic": "nonsense"}))
+    found = inspect_checkpoint(directory)
+    verdict = streaming_gate(found.adapter, found)
+    assert verdict.status == "blocked"
+    assert "magic" in verdict.reason
+    assert resident_gate(found.adapter, found).status == "ok"
+
+
+def test_dense_models_and_missing_experts_are_blocked(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path]
+) -> None:
+    dense = make_checkpoint(families["qwen3_moe"] | {"num_experts": 0}, {}, name="dense")
+    found = inspect_checkpoint(dense)
+    assert "no routed experts" in streaming_gate(found.adapter, found).reason
+    empty = inspect_checkpoint(make_checkpoint(families["qwen3_moe"], {}, name="empty"))
+    assert streaming_gate(empty.adapter, empty).status == "blocked"
+
+
+def test_a_usable_draft_turns_specdec_on_where_the_architecture_has_one() -> None:
+    good, bad = DraftProbe("d", True, "fits", 1), DraftProbe("d", False, "no config", 0)
+    assert specdec_gate(REGISTRY["qwen3_moe"], None, good).status == "ok"
+    assert specdec_gate(REGISTRY["qwen3_moe"], None, bad).reason == "--draft-dir is not usable: no config"
+    assert specdec_gate(REGISTRY["gemma4"], None, good).status == "n/a"

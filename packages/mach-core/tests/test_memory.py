@@ -1,0 +1,109 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.io.sidecar_layout import LayerFile, SidecarLayout, build_schema
+from mach.preflight.machine import Machine
+from mach.preflight.memory import (
+    LOADER_RESERVE_BYTES,
+    RUNTIME_BYTES,
+    TRANSIENT_BYTES,
+    estimate_memory,
+    memory_verdict,
+)
+
+METAL, CPU = (Machine(backend, 64 << 30, 48 << 30, "test") for backend in ("metal", "cpu"))
+QUANTIZED = {"quantization": {"bits": 4, "group_size": 64}}
+
+
+@pytest.fixture
+def inspection(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], stacked: Callable[..., dict]
+) -> CheckpointInspection:
+    config = families["qwen3_moe"] | QUANTIZED
+    return inspect_checkpoint(make_checkpoint(config, stacked(config, 4)))
+
+
+WEIGHTS = 3 * 64 * 128 // 2  # one expert, 4-bit
+SCALES = 2 * 3 * 64 * 128 // 64 * 2  # scales and biases in bfloat16
+
+
+def test_on_metal_memory_is_what_the_disk_holds(inspection: CheckpointInspection) -> None:
+    memory = estimate_memory(inspection, None, METAL, context=256, expert_cache_bytes=None)
+    assert (
+        memory.experts.layer_records == memory.experts.layer_slots == dict.fromkeys((0, 1), WEIGHTS + SCALES)
+    )
+    assert memory.bank_share == 1.0
+    assert memory.streaming.parts == {
+        "expert cache": inspection.expert_bytes,
+        "other weights": inspection.other_bytes,
+        "KV at 256 tokens": 256 * 2 * 2 * 2 * 32 * 2,
+        "prefill activations": 256 * 2 * (2 * (2 * 128 + 3 * 64) + 8 * 128),
+        "runtime": RUNTIME_BYTES,
+    }
+    assert memory.streaming.working_set == memory.resident.working_set == sum(memory.resident.parts.values())
+
+
+def test_on_the_cpu_floats_are_widened_and_packed_weights_are_not(inspection: CheckpointInspection) -> None:
+    memory = estimate_memory(inspection, None, CPU, context=256, expert_cache_bytes=None)
+    assert memory.experts.layer_slots == dict.fromkeys((0, 1), WEIGHTS + 2 * SCALES)
+    assert memory.experts.layer_records == dict.fromkeys((0, 1), WEIGHTS + SCALES)
+    assert memory.streaming.parts["other weights"] == 2 * inspection.other_bytes
+    assert memory.streaming.parts["load transient"] == 256 * 128 * 2  # the embedding, as stored
+
+
+def test_a_bank_is_whole_slots_and_needs_scratch_if_it_does_not_hold_all(
+    inspection: CheckpointInspection,
+) -> None:
+    slot = WEIGHTS + SCALES
+    memory = estimate_memory(inspection, None, METAL, context=256, expert_cache_bytes=5 * slot + 1)
+    assert memory.bank_bytes == 5 * slot
+    assert memory.bank_share == 5 / 16
+    assert memory.streaming.parts["prefill scratch"] == 8 * slot + TRANSIENT_BYTES
+    assert memory.experts.least_bank(2) == 4 * slot
+
+
+def test_a_sidecars_records_count_where_there_is_one(inspection: CheckpointInspection) -> None:
+    plain = dict.fromkeys(("gate_proj", "up_proj", "down_proj"))
+    schema = build_schema([("gate_proj.weight", "bfloat16", (4, 8))], plain)
+    layers = tuple(
+        LayerFile(
+            index=i, file=f"layer_{i:02d}.bin", num_experts=8, stride=16384, schema=schema, checksums=()
+        )
+        for i in (0, 1)
+    )
+    layout = SidecarLayout(model_type="qwen3_moe", alignment=16384, layers=layers)
+    memory = estimate_memory(inspection, layout, CPU, context=256, expert_cache_bytes=128)
+    assert memory.experts.layer_records == {0: 64, 1: 64}
+    assert memory.experts.layer_slots == {0: 128, 1: 128}
+    assert memory.experts.scratch_bytes == 8 * 128  # one arena for one record shape
+
+
+def test_the_default_bank_is_half_of_what_is_free(inspection: CheckpointInspection) -> None:
+    slot = WEIGHTS + SCALES
+    free = LOADER_RESERVE_BYTES + inspection.other_bytes + 10 * slot
+    machine = Machine("metal", free, free, "test")
+    memory = estimate_memory(inspection, None, machine, context=256, expert_cache_bytes=None)
+    assert memory.bank_bytes == 5 * slot
+
+
+def test_what_the_loader_refuses_does_not_fit(inspection: CheckpointInspection) -> None:
+    needed = LOADER_RESERVE_BYTES + inspection.other_bytes + 5 * (WEIGHTS + SCALES)
+    for available, verdict in ((needed, "fits"), (needed - 1, "wont_fit")):
+        machine = Machine("metal", available, available, "test")
+        memory = estimate_memory(
+            inspection, None, machine, context=256, expert_cache_bytes=5 * (WEIGHTS + SCALES)
+        )
+        assert memory.streaming.verdict == verdict
+
+
+def test_verdicts_have_a_margin() -> None:
+    assert [memory_verdict(size, 100) for size in (85, 86, 100, 101)] == [
+        "fits",
+        "tight",
+        "tight",
+        "wont_fit",
+    ]
+    assert memory_verdict(1, None) == "unknown"

@@ -1,0 +1,142 @@
+import pytest
+
+from mach_decode.errors import PromptTooLongError, SamplingError
+from mach_decode.generation import Generation
+from mach_decode.request import GenerationRequest
+
+ANSWER = "one two three: 'four'\n\n    five — sixß 七 🙂 eight nine ten"
+
+
+@pytest.fixture
+def script(tokenizer) -> list[int]:
+    return tokenizer.encode(ANSWER, add_special_tokens=False)
+
+
+def run(engine, **fields):
+    """Every event of an answer, and its text."""
+    events = list(engine.generate(GenerationRequest(**{"prompt": (5,)} | fields)))
+    assert all(event.finish_reason is None and event.figures is None for event in events[:-1])
+    assert events[-1].finish_reason is not None
+    assert events[-1].figures is not None
+    return events, "".join(event.text for event in events)
+
+
+def test_the_answer_is_the_decoded_tokens(scripted, script, tokenizer) -> None:
+    events, text = run(scripted(script), max_tokens=len(script))
+    assert [event.token for event in events] == script
+    assert text == tokenizer.decode(script)
+    assert events[-1].finish_reason == "length"
+
+
+def test_the_end_token_ends_the_answer_and_is_not_part_of_it(scripted, script, tokenizer) -> None:
+    end = 3
+    events, text = run(scripted([*script[:6], end, *script[6:]], end_tokens=(end,)), max_tokens=400)
+    assert text == tokenizer.decode(script[:6])
+    assert events[-1].token == end
+    assert events[-1].finish_reason == "stop"
+    assert events[-1].figures.completion_tokens == 7
+
+
+def test_an_end_token_at_once_gives_an_empty_answer(scripted) -> None:
+    events, text = run(scripted([3], end_tokens=(3,)))
+    assert (text, len(events), events[-1].finish_reason) == ("", 1, "stop")
+
+
+@pytest.mark.parametrize("stop", ["three", ": 'f", "\n\n    f", " 七", "🙂", "ß 七 🙂", "o", "ten"])
+def test_a_stop_string_ends_the_answer_before_it_wherever_tokens_end(scripted, script, stop) -> None:
+    events, text = run(scripted(script), stop=("never there", stop), max_tokens=len(script))
+    assert text == ANSWER[: ANSWER.index(stop)]
+    assert events[-1].finish_reason == "stop"
+    assert events[-1].figures.completion_tokens <= len(script)
+
+
+def test_text_held_back_for_a_stop_string_comes_when_the_answer_ends(scripted, script) -> None:
+    _, text = run(scripted(script), stop=("ten thousand",), max_tokens=len(script))
+    assert text == ANSWER
+    end = 3
+    _, text = run(scripted([*script, end], end_tokens=(end,)), stop=("ten thousand",))
+    assert text == ANSWER
+
+
+def test_a_stop_string_that_the_last_token_completes_counts_as_a_stop(scripted, script) -> None:
+    events, text = run(scripted(script), stop=("nine ten",), max_tokens=len(script))
+    assert text == ANSWER.removesuffix("nine ten")
+    assert events[-1].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 7])
+def test_max_tokens_is_the_number_of_tokens_generated(scripted, script, tokenizer, max_tokens) -> None:
+    engine = scripted(script)
+    events, text = run(engine, max_tokens=max_tokens)
+    assert text == tokenizer.decode(script[:max_tokens])
+    assert events[-1].finish_reason == "length"
+    assert events[-1].figures.completion_tokens == max_tokens == len(engine.model.passes)
+
+
+def test_the_context_limits_the_answer(scripted, script) -> None:
+    events, _ = run(scripted(script, prompt=4, context_length=10), prompt=(1, 2, 3, 4), max_tokens=1000)
+    assert events[-1].figures.completion_tokens == 6
+    events, _ = run(scripted(script, prompt=4, context_length=10), prompt=(1, 2, 3, 4))
+    assert events[-1].figures.completion_tokens == 6
+    assert events[-1].finish_reason == "length"
+
+
+def test_a_prompt_that_fills_the_context_is_refused(scripted, script) -> None:
+    engine = scripted(script, context_length=10)
+    with pytest.raises(PromptTooLongError, match="10 tokens, but the context holds 10 .*shorten") as caught:
+        run(engine, prompt=(1,) * 10)
+    assert (caught.value.prompt_tokens, caught.value.context_length) == (10, 10)
+    assert engine.model.passes == []
+    events, _ = run(scripted(script, prompt=9, context_length=10), prompt=(1,) * 9)
+    assert events[-1].figures.completion_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [
+        (dict(prompt=()), "prompt"),
+        (dict(prompt=(1, -1)), "prompt"),
+        (dict(prompt=(1, 1 << 40)), "prompt"),
+        (dict(max_tokens=0), "max_tokens"),
+        (dict(max_tokens=-3), "max_tokens"),
+        (dict(stop=("a", "")), "stop"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_names_what_is_wrong(scripted, script, fields, parameter) -> None:
+    engine = scripted(script)
+    with pytest.raises(SamplingError, match=parameter) as caught:
+        run(engine, **fields)
+    assert caught.value.parameter == parameter
+    assert engine.model.passes == []
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk", "passes"),
+    [(1, 4, []), (2, 4, [1]), (5, 4, [4]), (6, 4, [4, 1]), (9, 4, [4, 4]), (9, 1, [1] * 8)],
+)
+def test_prefill_takes_all_but_the_last_token_chunk_by_chunk(scripted, script, length, chunk, passes) -> None:
+    engine = scripted(script, prompt=length, prefill_chunk=chunk)
+    events, _ = run(engine, prompt=tuple(range(1, length + 1)), max_tokens=3)
+    assert engine.model.passes == [*passes, 1, 1, 1]
+    assert [event.prefilled for event in events][-3:] == [length] * 3
+    assert [event.prefilled for event in events][: len(passes)] == [
+        sum(passes[: i + 1]) for i in range(len(passes))
+    ]
+    assert all(event.token is None and event.text == "" for event in events[: len(passes)])
+
+
+def test_a_finished_generation_knows_its_tokens(scripted, script) -> None:
+    generation = Generation(scripted(script), GenerationRequest(prompt=(1,), max_tokens=3))
+    while not generation.finished:
+        generation.step()
+    assert generation.tokens == script[:3]
+
+
+def test_figures_count_tokens_and_seconds(scripted, script) -> None:
+    events, _ = run(scripted(script, prompt=3), prompt=(1, 2, 3), max_tokens=5)
+    figures = events[-1].figures
+    assert (figures.prompt_tokens, figures.completion_tokens) == (3, 5)
+    assert 0 < figures.first_token_seconds
+    assert 0 < figures.decode_seconds
+    assert figures.prompt_tokens_per_second > 0
+    assert figures.decode_tokens_per_second > 0

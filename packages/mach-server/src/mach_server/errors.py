@@ -1,0 +1,140 @@
+"""Owns mach-server's exception tree, and what each error looks like on the wire.
+
+MachError (mach.errors)
+└── ServerError
+    ├── BindError            the address cannot be listened on
+    └── ApiError             an answer other than 2xx: status, type, param, code
+        ├── BadRequestError      400
+        ├── ModelNotFoundError   404
+        ├── BodyTimeoutError     408
+        ├── BodyTooLargeError    413
+        ├── QueueFullError       429, with Retry-After
+        ├── GenerationError      500
+        └── UnavailableError     503, with Retry-After
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mach.errors import MachError
+from mach_decode.errors import PromptTooLongError, SamplingError, TokenizerError
+
+
+class ServerError(MachError):
+    """Base of every error that mach-server raises by itself."""
+
+
+class BindError(ServerError):
+    """The address cannot be listened on; the message names it and says why."""
+
+
+class ApiError(ServerError):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: HTTP status.
+        type: OpenAI's coarse kind, e.g. `invalid_request_error`.
+        param: the request field at fault, or None.
+        code: a fixed word for programs, or None.
+        retry_after: seconds until another attempt makes sense, or None.
+    """
+
+    status = 500
+    type = "server_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.param, self.code, self.retry_after = param, code, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with the answer."""
+        return {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+
+    def body(self) -> bytes:
+        """The JSON object that OpenAI's clients expect."""
+        detail = ErrorDetail(message=str(self), type=self.type, param=self.param, code=self.code)
+        return msgspec.json.encode(ErrorBody(error=detail))
+
+
+class BadRequestError(ApiError):
+    """The request is malformed, or asks for what cannot be honoured."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class ModelNotFoundError(ApiError):
+    """The request names a model that is not loaded."""
+
+    status = 404
+    type = "invalid_request_error"
+
+
+class BodyTimeoutError(ApiError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+
+
+class BodyTooLargeError(ApiError):
+    """The request's body is longer than allowed."""
+
+    status = 413
+    type = "invalid_request_error"
+
+
+class QueueFullError(ApiError):
+    """As many requests as allowed are waiting already."""
+
+    status = 429
+    type = "rate_limit_error"
+
+
+class GenerationError(ApiError):
+    """The engine failed while it answered; the next request is not affected."""
+
+
+class UnavailableError(ApiError):
+    """The server takes no requests: it is ending, or its generation thread has died."""
+
+    status = 503
+
+
+class ErrorDetail(msgspec.Struct, kw_only=True):
+    """The `error` object; `param` and `code` are null where they have nothing to say."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(msgspec.Struct, kw_only=True):
+    """The whole body of an error answer, and of an error in the middle of a stream."""
+
+    error: ErrorDetail
+
+
+def api_error_of(error: BaseException) -> ApiError:
+    """How an exception of the engine is told to the client that caused it."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, PromptTooLongError):
+        return BadRequestError(str(error), param="messages", code="context_length_exceeded")
+    if isinstance(error, SamplingError):
+        return BadRequestError(str(error), param=error.parameter, code="invalid_value")
+    if isinstance(error, TokenizerError):
+        return BadRequestError(str(error), param="messages")
+    if isinstance(error, MachError):
+        return GenerationError(str(error), code="generation_failed")
+    return GenerationError("the engine failed; the server's log says why", code="internal_error")

@@ -1,0 +1,221 @@
+"""Owns the one thread that touches MLX: it loads the engine, answers job after job with it, and frees it.
+
+Other threads hand in jobs and read the snapshot; they never call the engine's model or store.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from mach.errors import MachError
+from mach_decode.engine import Engine
+from mach_decode.errors import GenerationCancelledError
+from mach_decode.request import GenerationRequest
+from mach_server.errors import UnavailableError
+from mach_server.generation_counts import GenerationCounts, RunningAnswer
+from mach_server.token_channel import Failure, TokenChannel
+
+log = logging.getLogger("mach.server")
+
+SNAPSHOT_SECONDS = 1.0
+"""How old the store's figures may become during a long generation."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """A request on its way through the queue.
+
+    Attributes:
+        submitted: `time.perf_counter()` of its submission.
+    """
+
+    request: GenerationRequest
+    channel: TokenChannel
+    submitted: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSnapshot:
+    """The store's and MLX's figures at one moment between two steps.
+
+    Attributes:
+        store: `store.stats()`.
+        memory: MLX's active, cached and peak bytes.
+        taken: `time.monotonic()`.
+    """
+
+    store: dict[str, Any]
+    memory: dict[str, int]
+    taken: float
+
+
+class GenerationThread:
+    """Runs jobs in the order of their submission, one at a time.
+
+    Attributes:
+        counts: what has been answered so far; written by this thread alone (`withdrawn`: under the lock).
+        running: the answer being made, or None; replaced, never changed in place, by this thread alone.
+        snapshot: the engine's latest figures.
+    """
+
+    snapshot: EngineSnapshot
+
+    def __init__(self, load: Callable[[], Engine]) -> None:
+        """Args: load: makes the engine; called in the thread, because MLX's streams belong to threads."""
+        self.counts = GenerationCounts()
+        self.running: RunningAnswer | None = None
+        self._load = load
+        self._queue: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._loaded: Future[Engine] = Future()
+        # A daemon, so that Ctrl-C during a long load ends the process.
+        self._thread = threading.Thread(target=self._run, name="mach-generation", daemon=True)
+
+    def start(self) -> Engine:
+        """Load, and return the engine: for its tokenizer and its facts, not for its model.
+
+        Raises:
+            MachError: whatever `load` refused.
+        """
+        self._thread.start()
+        try:
+            return self._loaded.result()
+        finally:
+            del self._loaded  # it would keep the engine alive beyond its thread
+
+    @property
+    def alive(self) -> bool:
+        """Whether jobs are still being answered."""
+        return self._thread.is_alive()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue, without the running one."""
+        return len(self._queue)
+
+    def submit(self, job: Job) -> None:
+        """Queue `job`; from any thread.
+
+        Raises:
+            UnavailableError: the thread has ended.
+        """
+        with self._changed:
+            if self._closing or not self.alive:
+                raise _ended()
+            self._queue.append(job)
+            self._changed.notify()
+
+    def withdraw(self, job: Job) -> None:
+        """Nobody wants `job` any more: it leaves the queue, or stops at its next step; from any thread."""
+        job.channel.cancel()
+        with self._changed:
+            if job in self._queue:
+                self._queue.remove(job)
+                self.counts.withdrawn += 1
+
+    def close(self, seconds: float) -> bool:
+        """Cancel what runs, free the engine and end the thread; whether it ended within `seconds`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            engine = self._load()
+            self._take_snapshot(engine)
+        except BaseException as error:
+            _end_streams()
+            self._loaded.set_exception(error)
+            return
+        self._loaded.set_result(engine)
+        try:
+            while (job := self._next_job()) is not None:
+                self._answer(engine, job)
+        finally:
+            self._refuse_the_rest()
+            engine.close()
+            del engine
+            _end_streams()
+
+    def _next_job(self) -> Job | None:
+        with self._changed:
+            while not self._queue and not self._closing:
+                self._changed.wait()
+            return None if self._closing else self._queue.popleft()
+
+    def _answer(self, engine: Engine, job: Job) -> None:
+        """Run one job to its end, whatever happens in it."""
+        channel, began = job.channel, time.perf_counter()
+        prompt_tokens, generated = len(job.request.prompt), 0
+        self.running = RunningAnswer(prompt_tokens=prompt_tokens, prefilled=0, completion_tokens=0)
+        try:
+            for event in engine.generate(job.request, lambda: channel.cancelled or self._closing):
+                generated += event.token is not None
+                self.running = RunningAnswer(
+                    prompt_tokens=prompt_tokens, prefilled=event.prefilled, completion_tokens=generated
+                )
+                if event.figures is not None:
+                    # Before the client hears of it: its next request may be one for these figures.
+                    self.counts.completed_one(event.figures, queue_seconds=began - job.submitted)
+                    self._take_snapshot(engine)
+                elif time.monotonic() - self.snapshot.taken > SNAPSHOT_SECONDS:
+                    self._take_snapshot(engine)
+                channel.put(event)
+        except GenerationCancelledError:
+            self.counts.cancelled += 1
+            self._take_snapshot(engine)
+        except Exception as error:
+            self.counts.failed += 1
+            self._take_snapshot(engine)
+            if isinstance(error, MachError):
+                log.error("a generation failed: %s", error)
+            else:
+                log.exception("a generation failed")
+            channel.put(Failure(error))
+        finally:
+            self.running = None
+
+    def _take_snapshot(self, engine: Engine) -> None:
+        self.snapshot = EngineSnapshot(
+            store=engine.store.stats(),
+            memory={
+                "mlx_active_bytes": mx.get_active_memory(),
+                "mlx_cache_bytes": mx.get_cache_memory(),
+                "mlx_peak_bytes": mx.get_peak_memory(),
+            },
+            taken=time.monotonic(),
+        )
+
+    def _refuse_the_rest(self) -> None:
+        with self._changed:
+            self._closing = True
+            for job in self._queue:
+                job.channel.put(Failure(_ended()))
+            self._queue.clear()
+
+
+def _end_streams() -> None:
+    """Free this thread's MLX objects while it still runs.
+
+    MLX would do it when the system ends the thread, which is after Python's join has returned: a process that
+    exits just then is aborted ("terminate called without an active exception", 8 of 12 times on Linux).
+    """
+    gc.collect()
+    mx.clear_streams()
+
+
+def _ended() -> UnavailableError:
+    return UnavailableError("the generation thread has ended; restart the server", code="engine_dead")

@@ -1,0 +1,41 @@
+"""Owns every bound that keeps the server's memory and waiting finite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one server; seconds and bytes.
+
+    Attributes:
+        body_bytes: longest request body; a longer one is answered with 413.
+        discarded_bytes: how much of a refused body is read and thrown away, so that a client that sends
+            before it reads can read its 413.
+        body_seconds: time that a body may take to arrive; then 408.
+        queue_length: requests that may wait behind the running one; the next gets 429.
+        retry_after: what Retry-After says, in whole seconds.
+        client_buffer_events: tokens that one client may be behind; a client that is further behind does not
+            read, and its generation is cancelled.
+        send_buffer_bytes: SO_SNDBUF of connections; None leaves it to the system, which may then buffer some
+            megabytes for each client.
+        stuck_client_seconds: time that sent bytes may go unacknowledged (TCP_USER_TIMEOUT, Linux only).
+        stop_strings: stop strings of one request.
+        stop_string_length: characters of one stop string.
+        drain_seconds: time that running requests have to finish after SIGTERM.
+        shutdown_seconds: time that cancelled requests and open connections have after that.
+    """
+
+    body_bytes: int = 8 << 20
+    discarded_bytes: int = 64 << 20
+    body_seconds: float = 60.0
+    queue_length: int = 32
+    retry_after: int = 5
+    client_buffer_events: int = 4096
+    send_buffer_bytes: int | None = None
+    stuck_client_seconds: float = 60.0
+    stop_strings: int = 4
+    stop_string_length: int = 1024
+    drain_seconds: float = 30.0
+    shutdown_seconds: float = 5.0

@@ -1,0 +1,96 @@
+"""Owns the bodies of `/v1/stats`, `/v1/cache/stats` and `/v1/capabilities`; README.md lists every field."""
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+from typing import Any
+
+from mach_server.inference_service import InferenceService
+from mach_server.serving_facts import (
+    ADAPTIVE_BLOCK_POLICY,
+    DECODE_PATH,
+    EFFECTIVE_DECODE_PATH,
+    ServingFacts,
+)
+from mach_store.machine_memory import peak_rss_bytes
+
+
+def stats(service: InferenceService) -> dict[str, Any]:
+    """The body of `GET /v1/stats`."""
+    facts, thread = service.facts, service.thread
+    counts, running = thread.counts, thread.running
+    return {
+        "model": facts.model,
+        "decode_path": DECODE_PATH,
+        "effective_decode_path": EFFECTIVE_DECODE_PATH,
+        "adaptive_block_policy": {"name": ADAPTIVE_BLOCK_POLICY},
+        "expert_reader": _reader(facts),
+        "requests": {
+            "completed": counts.completed,
+            "cancelled": counts.cancelled,
+            "withdrawn": counts.withdrawn,
+            "failed": counts.failed,
+            "rejected": service.rejected,
+            "open": service.admitted,
+        },
+        "queue_depth": thread.waiting,
+        "queue_limit": service.limits.queue_length,
+        "running": None if running is None else running.as_dict(),
+        "prompt_tokens": counts.prompt_tokens,
+        "completion_tokens": counts.completion_tokens,
+        "prompt_tokens_per_second": counts.prompt_tokens_per_second,
+        "decode_tokens_per_second": counts.decode_tokens_per_second,
+        "last_request": counts.last,
+        "memory": {**thread.snapshot.memory, "peak_rss_bytes": peak_rss_bytes()},
+    }
+
+
+def cache_stats(service: InferenceService) -> dict[str, Any]:
+    """The body of `GET /v1/cache/stats`: the store's figures between two steps of the generation thread."""
+    thread, facts = service.thread, service.facts
+    snapshot = thread.snapshot
+    return {
+        "streaming_summary": snapshot.store,
+        "stale_generation_in_flight": thread.running is not None,
+        "age_seconds": time.monotonic() - snapshot.taken,
+        "direct_pread": {"active": facts.reader == "native", "mode": facts.reader},
+    }
+
+
+def capabilities(facts: ServingFacts) -> dict[str, Any]:
+    """The body of `GET /v1/capabilities`."""
+    asked = (
+        "--target-only was given" if facts.target_only_asked else "this version has no speculative decoding"
+    )
+    return {
+        "model": facts.model,
+        "backend": "production",
+        "supported": True,
+        "arch": facts.arch,
+        "serving": {
+            "expert_residency": facts.residency,
+            "serving_mode": facts.residency,
+            "decode_path": DECODE_PATH,
+            "effective_decode_path": EFFECTIVE_DECODE_PATH,
+            "effective_decode_path_reason": asked,
+            "continuous_batching": False,
+            "turboquant_kv": False,
+            "decode_policy": {"mode": "target-only", "engine_mode": "target_only"},
+            "speculation": {
+                "supported_presets": ["none"],
+                "additive": True,
+                "exactness_preserving": True,
+            },
+            "rho_gate": None,
+            "expert_reader": _reader(facts),
+        },
+        "grammar": {
+            "xgrammar": find_spec("xgrammar") is not None,
+            "lm_format_enforcer": find_spec("lmformatenforcer") is not None,
+        },
+    }
+
+
+def _reader(facts: ServingFacts) -> dict[str, Any]:
+    return {"name": facts.reader, "reason": facts.reader_reason or None}

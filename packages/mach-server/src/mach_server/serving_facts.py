@@ -1,0 +1,152 @@
+"""Owns what is true of this server from its start to its end: model, residency, reader, memory, fingerprint.
+
+Start-up lines, `/v1/capabilities`, `/v1/stats` and `/v1/models` all say what stands here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mach.errors import CheckpointError
+from mach.io.arch_registry import arch_summary
+from mach.io.sidecar_layout import LAYOUT_NAME, check_files, read_layout
+from mach_decode.engine import Engine
+from mach_store.bank_cache import BankCache
+from mach_store.scatter_reader import NATIVE_MODULE
+
+DECODE_PATH = "target-only"
+EFFECTIVE_DECODE_PATH = "target_only"
+ADAPTIVE_BLOCK_POLICY = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingFacts:
+    """What was loaded and how it is served.
+
+    Attributes:
+        model: the id in `/v1/models`.
+        names: every name that a request may call the model by.
+        fingerprint: `system_fingerprint`: equal for equal checkpoint and engine versions.
+        arch: `arch_summary` of the architecture.
+        residency: `streaming` or `stacked`.
+        dispatch: `gather` or `disk`.
+        reader: `native`, `diagnostic-python`, or `none` when nothing is streamed.
+        reader_reason: why the reader is not the native one; empty when it is, or when there is none.
+        native_extension: whether `lme_mlx_pread_ext` can be imported.
+        fallback_policy: `LME_FALLBACK_POLICY`.
+        sidecar_present: whether the checkpoint has an expert sidecar.
+        sidecar_valid: whether its layout.json is well-formed and its files have the sizes it declares;
+            records are checked against their checksums when they are read.
+        transient_prefill: whether prompts go through the scratch arena where the bank is not whole.
+        resident_metal: whether every expert stays in Metal memory.
+        context_length: tokens that prompt and answer may have together.
+        bank_bytes: memory allocated for experts.
+        scratch_bytes: memory of the scratch arena, once a prompt has used it.
+        other_weight_bytes: memory of all other weights.
+        target_only_asked: whether `--target-only` was given.
+    """
+
+    model: str
+    names: frozenset[str]
+    fingerprint: str
+    arch: dict[str, Any]
+    residency: str
+    dispatch: str
+    reader: str
+    reader_reason: str
+    native_extension: bool
+    fallback_policy: str
+    direct_io: bool
+    verify_reads: bool
+    read_threads: int
+    sidecar_present: bool
+    sidecar_valid: bool
+    transient_prefill: bool
+    resident_metal: bool
+    context_length: int
+    bank_bytes: int
+    scratch_bytes: int
+    other_weight_bytes: int
+    target_only_asked: bool
+
+    @property
+    def streaming(self) -> bool:
+        """Whether experts come from disk."""
+        return self.residency == "streaming"
+
+
+def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFacts:
+    """The facts of a loaded engine; called in its thread.
+
+    Args:
+        engine: just loaded.
+        checkpoint: as the user named it.
+        target_only: whether `--target-only` was given.
+    """
+    loaded, store = engine.loaded, engine.store
+    reader = loaded.reader
+    streaming = isinstance(store, BankCache)
+    sidecar = loaded.inspection.sidecar_directory
+    return ServingFacts(
+        model=loaded.name,
+        names=frozenset({loaded.name, checkpoint}),
+        fingerprint=_fingerprint(loaded.directory),
+        arch=arch_summary(loaded.inspection.adapter),
+        residency=store.residency,
+        dispatch=loaded.dispatch,
+        reader="none" if reader is None else "native" if reader.native else "diagnostic-python",
+        reader_reason="" if reader is None else reader.reason,
+        native_extension=_native_extension() if reader is None else reader.native,
+        fallback_policy=loaded.settings.fallback_policy,
+        direct_io=reader is not None and reader.direct,
+        verify_reads=loaded.settings.verify_reads,
+        read_threads=0 if reader is None else reader.threads,
+        sidecar_present=sidecar is not None,
+        sidecar_valid=sidecar is not None and _valid(sidecar),
+        transient_prefill=streaming and loaded.dispatch == "gather",
+        resident_metal=not streaming and mx.metal.is_available() and mx.default_device() == mx.gpu,
+        context_length=engine.context_length,
+        bank_bytes=store.nbytes,
+        scratch_bytes=store.scratch_bytes if isinstance(store, BankCache) else 0,
+        other_weight_bytes=sum(array.nbytes for _, array in tree_flatten(engine.model.parameters())),
+        target_only_asked=target_only,
+    )
+
+
+def _valid(sidecar: str) -> bool:
+    try:
+        check_files(read_layout(sidecar), sidecar)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def _native_extension() -> bool:
+    try:
+        import_module(NATIVE_MODULE)
+    except ImportError:
+        return False
+    return True
+
+
+def _fingerprint(directory: Path) -> str:
+    """A digest of engine versions, config, sidecar layout (with every record's checksum) and file sizes."""
+    digest = hashlib.sha256()
+    for distribution in ("mach-decode", "mach-store", "mlx", "mlx-lm"):
+        digest.update(f"{distribution}=={version(distribution)}\n".encode())
+    for folder, _, names in sorted(os.walk(directory)):
+        for name in sorted(names):
+            path = Path(folder, name)
+            digest.update(f"{path.relative_to(directory)} {path.stat().st_size}\n".encode())
+            if name in ("config.json", LAYOUT_NAME):
+                digest.update(path.read_bytes())
+    return f"fp_{digest.hexdigest()[:12]}"

@@ -1,0 +1,87 @@
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from mach.io.arch_registry import REGISTRY, arch_summary
+
+
+@pytest.fixture(scope="module", params=["streaming", "stacked"])
+def either(request: pytest.FixtureRequest, start_server, stacked: Path):
+    return start_server() if request.param == "streaming" else start_server(str(stacked), residency="stacked")
+
+
+def test_models_lists_the_one_model(either) -> None:
+    listing = either.client.get("/models").json()
+    assert listing["object"] == "list"
+    (model,) = listing["data"]
+    assert model["id"] == either.service.facts.model
+    assert model["object"] == "model"
+    assert model["max_model_len"] == 2048 or model["max_model_len"] > 0
+
+
+def test_stats_count_what_was_answered(either) -> None:
+    before = either.stats()
+    usage = either.chat(max_tokens=4, temperature=0).json()["usage"]
+    assert either.chat(n=2).status_code == 400
+    after = either.stats()
+    assert after["requests"]["completed"] == before["requests"]["completed"] + 1
+    assert after["requests"]["rejected"] == before["requests"]["rejected"] + 1
+    assert after["requests"]["open"] == 0
+    assert after["prompt_tokens"] == before["prompt_tokens"] + usage["prompt_tokens"]
+    assert after["completion_tokens"] == before["completion_tokens"] + usage["completion_tokens"]
+    assert after["last_request"]["completion_tokens"] == usage["completion_tokens"]
+    assert after["last_request"]["time_to_first_token_seconds"] > 0
+    assert after["decode_tokens_per_second"] > 0
+    assert after["running"] is None and after["queue_depth"] == 0
+    assert after["decode_path"] == "target-only"
+    assert after["adaptive_block_policy"] == {"name": "none"}
+    assert after["memory"]["peak_rss_bytes"] > after["memory"]["mlx_active_bytes"] > 0
+
+
+def test_cache_stats_hold_the_store_s_own_summary(either) -> None:
+    either.chat(max_tokens=2)
+    report = either.client.get("/cache/stats").json()
+    facts = either.service.facts
+    assert report["streaming_summary"]["residency"] == facts.residency
+    assert report["streaming_summary"]["bank_bytes"] == facts.bank_bytes
+    assert report["streaming_summary"]["hits"] > 0
+    assert report["stale_generation_in_flight"] is False
+    assert report["direct_pread"] == {"active": facts.reader == "native", "mode": facts.reader}
+
+
+def test_cache_stats_answer_while_a_generation_runs(start_server, endless_engine, eventually) -> None:
+    server = start_server(engine=endless_engine)
+    with server.stream():
+        assert server.client.get("/cache/stats").json()["stale_generation_in_flight"] is True
+        eventually(lambda: server.client.get("/cache/stats").json()["age_seconds"] < 0.5)
+        assert server.stats()["running"]["phase"] == "decode"
+
+
+def test_capabilities_are_those_of_this_version(either) -> None:
+    report = either.client.get("/capabilities").json()
+    assert report["arch"] == arch_summary(REGISTRY["qwen3_moe"])
+    assert (report["backend"], report["supported"]) == ("production", True)
+    serving = report["serving"]
+    assert serving["expert_residency"] == either.service.facts.residency
+    assert serving["decode_path"] == "target-only"
+    assert serving["effective_decode_path"] == "target_only"
+    assert serving["speculation"]["supported_presets"] == ["none"]
+    assert serving["continuous_batching"] is False and serving["turboquant_kv"] is False
+    assert report["grammar"]["xgrammar"] == (find_spec("xgrammar") is not None)
+
+
+def test_both_residencies_give_the_same_text_and_differ_in_fingerprint(
+    start_server, stacked: Path, server
+) -> None:
+    resident = start_server(str(stacked), residency="stacked")
+    fields = {"temperature": 0, "max_tokens": 16}
+    assert resident.text(**fields) == server.text(**fields)
+    assert resident.service.facts.fingerprint != server.service.facts.fingerprint
+
+
+def test_the_checkpoint_s_path_is_a_name_of_the_model_too(start_server, stacked: Path) -> None:
+    resident = start_server(str(stacked), residency="stacked")
+    body = {**resident.body(max_tokens=1), "model": str(stacked)}
+    answer = resident.client.post("/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["model"]) == (200, "pico-stacked")

@@ -1,0 +1,157 @@
+import json
+import re
+import signal
+import socket
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mach_server import serve_command
+
+SLOW = """
+import sys, time, functools
+from mach_decode.engine import Engine
+from mach_decode.request import GenerationFigures, StepEvent
+from mach_server import serve_command
+from mach_server.inference_service import InferenceService
+
+class SlowEngine(Engine):
+    def generate(self, request, cancelled=lambda: False):
+        for made in range(request.max_tokens - 1):
+            time.sleep(0.01)
+            yield StepEvent(text="word ", token=1)
+        figures = GenerationFigures(prompt_tokens=1, completion_tokens=1, first_token_seconds=1.0,
+            decode_seconds=1.0, expert_hits=0, expert_misses=0, bytes_read=0, read_seconds=0.0)
+        yield StepEvent(text="end", token=1, finish_reason="stop", figures=figures)
+
+serve_command.InferenceService = functools.partial(InferenceService, engine_class=SlowEngine)
+sys.exit(serve_command.main())
+"""
+CHAT = {"model": "mach-pico", "messages": [{"role": "user", "content": "x"}], "stream": True}
+USUAL = ("mach-pico", "--streaming", "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["mach-pico"], "one of the arguments --streaming --no-streaming is required"),
+        (["mach-pico", "--streaming", "--no-streaming"], "not allowed with"),
+        (["--streaming"], "name one checkpoint"),
+        (["a", "--checkpoint", "b", "--streaming"], "name one checkpoint"),
+        (["mach-pico", "--streaming", "--backend", "openai"], "--backend openai: not in this version"),
+        (["mach-pico", "--streaming", "--draft-dir", "d"], "unrecognized arguments: --draft-dir"),
+        (["mach-pico", "--streaming", "--continuous-batching"], "unrecognized arguments"),
+        (["mach-pico", "--streaming", "--port", "70000"], "not a port"),
+        (["mach-pico", "--stream"], "required"),
+        (["mach-pico", "--no-streaming", "--expert-cache-gb", "1"], "--expert-cache-gb needs --streaming"),
+    ],
+)
+def test_wrong_usage_is_explained_and_has_status_2(
+    arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve_command.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert why in captured.err and captured.err.startswith("usage: mach-serve")
+    assert captured.out == ""
+
+
+def test_help_has_status_0(capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve_command.main(["--help"]) == 0
+    assert "--expert-cache-gb" in capsys.readouterr().out
+
+
+def test_mach_finds_the_command_under_its_name() -> None:
+    (entry,) = [e for e in entry_points(group="mach.commands") if e.name == "serve"]
+    assert entry.load() is serve_command.main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["no-such-checkpoint", "--streaming"], "neither a directory here nor"),
+        (["EMPTY", "--streaming"], "the directory is empty"),
+        (["UNKNOWN", "--streaming"], "model_type"),
+        (["mach-pico", "--no-streaming"], "--no-streaming needs the stacked layout"),
+        (["mach-pico", "--streaming", "--expert-cache-gb", "0.0001"], "raise --expert-cache-gb"),
+        (["mach-pico", "--streaming", "--expert-cache-gb", "-1"], "must be a positive number"),
+        (["mach-pico", "--streaming", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line_and_status_2(
+    arguments: list[str], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, config in (("EMPTY", None), ("UNKNOWN", {"model_type": "other"})):
+        (tmp_path / name).mkdir()
+        if config is not None:
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+            (tmp_path / name / "tokenizer.json").write_text("{}")
+    arguments = [str(tmp_path / a) if a in ("EMPTY", "UNKNOWN") else a for a in arguments]
+    assert serve_command.main([*arguments, "--port", "0"]) == 2
+    captured = capsys.readouterr()
+    assert why in captured.err and captured.err.startswith("mach-serve: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_port_in_use_is_refused_before_the_model_is_loaded(run_serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run_serve("mach-pico", "--streaming", "--port", str(taken.getsockname()[1]))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--port" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_missing_native_reader_is_refused_unless_the_fallback_is_chosen(run_serve, tmp_path: Path) -> None:
+    (tmp_path / "lme_mlx_pread_ext.py").write_text("raise ImportError('not built', name=__name__)\n")
+    hidden = {"PYTHONPATH": str(tmp_path), "LME_FALLBACK_POLICY": "fail-fast"}
+    done = run_serve("mach-pico", "--streaming", "--port", "0", **hidden)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "lme_mlx_pread_ext" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_it_starts_serves_and_drains_on_sigterm(start_process) -> None:
+    server = start_process(*USUAL, "--target-only", "--backend", "dflash", script=SLOW)
+    assert server.lines[0].startswith("startup mode profile=production production_streaming_mode=streaming ")
+    assert re.fullmatch(r"startup ready url=http://127\.0\.0\.1:\d+ model=mach-pico", server.lines[-1])
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        reason = client.get("/v1/capabilities").json()["serving"]["effective_decode_path_reason"]
+        assert "--target-only" in reason
+        chat = {**CHAT, "max_tokens": 300}
+        with client.stream("POST", "/v1/chat/completions", json=chat) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.stdout.readline().startswith("shutdown draining open_requests=1 ")
+            while (refused := client.get("/v1/models")).status_code != 503:
+                assert refused.status_code == 200
+            assert "retry-after" in refused.headers
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+    status, stderr = server.end()
+    assert status == 0
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(start_process, second: signal.Signals) -> None:
+    server = start_process(*USUAL, script=SLOW)
+    chat = {**CHAT, "max_tokens": 1_000_000}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=chat, timeout=60) as response:
+        next(response.iter_lines())
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.stdout.readline().startswith("shutdown draining")
+        assert server.process.poll() is None
+        server.process.send_signal(second)
+        assert server.process.wait(30) == -second
+
+
+def test_an_idle_server_ends_cleanly_and_its_port_is_free_again(start_process) -> None:
+    server = start_process(*USUAL)
+    with httpx.Client(base_url=server.url) as idle:  # a kept-alive connection does not hold it up
+        idle.get("/v1/models")
+        server.process.send_signal(signal.SIGTERM)
+        status, stderr = server.end()
+    assert status == 0
+    assert "Traceback" not in stderr and "terminate" not in stderr
+    with socket.create_server(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))):
+        pass

@@ -1,0 +1,55 @@
+"""Owns the comparison of a sidecar's tensors with the widths that config.json gives the experts."""
+
+from __future__ import annotations
+
+from mach.io.arch_adapter import MoeShape
+from mach.io.sidecar_layout import PROJECTIONS, Quantization, SidecarLayout, SidecarLayoutError
+
+
+def require_widths(layout: SidecarLayout, shape: MoeShape, directory: str) -> None:
+    """Check that every record holds the tensors that the model multiplies with.
+
+    Args:
+        layout: of the sidecar.
+        shape: the widths that config.json states.
+        directory: the sidecar, for messages.
+
+    Raises:
+        SidecarLayoutError: a tensor is missing, left over, or of another shape.
+    """
+    for layer in layout.layers:
+        found = {segment.name: segment.shape for segment in layer.schema.segments}
+        wanted: dict[str, tuple[int, ...]] = {}
+        for projection, q in zip(PROJECTIONS, layer.schema.quantization, strict=True):
+            rows, columns = shape.expert_width, shape.hidden_size
+            if projection == "down_proj":
+                rows, columns = columns, rows
+            for component, extents in _extents(q, rows, columns).items():
+                wanted[f"{projection}.{component}"] = extents
+            if f"{projection}.bias" in found:
+                wanted[f"{projection}.bias"] = (rows,)
+        if found != wanted:
+            name = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+            raise SidecarLayoutError(
+                f"{directory}: layer {layer.index}: {name} is {_show(found.get(name))}, but config.json "
+                f"makes it {_show(wanted.get(name))}: export the sidecar again",
+                path=directory,
+                field=f"layers[{layer.index}].segments",
+            )
+
+
+def _extents(q: Quantization | None, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    """Component → extents of one expert, in MLX's packing: 32-bit words along the input axis."""
+    if q is None:
+        return {"weight": (rows, columns)}
+    parts: dict[str, tuple[int, ...]] = {
+        "weight": (rows, columns * q.bits // 32),
+        "scales": (rows, columns // q.group_size),
+    }
+    if q.mode == "affine":
+        parts["biases"] = parts["scales"]
+    return parts
+
+
+def _show(extents: tuple[int, ...] | None) -> str:
+    return "missing" if extents is None else str(list(extents))

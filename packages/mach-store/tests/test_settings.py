@@ -1,0 +1,56 @@
+import pytest
+
+from mach_store.errors import SettingError
+from mach_store.settings import StoreSettings
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    assert StoreSettings.from_environment({}) == StoreSettings()
+
+
+def test_every_variable_is_read() -> None:
+    environment = {
+        "LME_USE_GATHER_DISPATCH": "0",
+        "LME_FALLBACK_POLICY": "diagnostic-python",
+        "LME_READ_THREADS": "9",
+        "LME_DIRECT_IO": "1",
+        "LME_VERIFY_READS": "0",
+        "LME_TRANSIENT_MIN_TOKENS": "5",
+        "LME_SCRATCH_EXPERTS": "3",
+    }
+    assert StoreSettings.from_environment(environment) == StoreSettings(
+        use_gather_dispatch=False,
+        fallback_policy="diagnostic-python",
+        read_threads=9,
+        direct_io=True,
+        verify_reads=False,
+        transient_min_tokens=5,
+        scratch_experts=3,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("LME_USE_GATHER_DISPATCH", "yes"),
+        ("LME_USE_GATHER_DISPATCH", ""),
+        ("LME_DIRECT_IO", "true"),
+        ("LME_VERIFY_READS", "2"),
+        ("LME_FALLBACK_POLICY", "python"),
+        ("LME_READ_THREADS", "0"),
+        ("LME_READ_THREADS", "65"),
+        ("LME_READ_THREADS", "four"),
+        ("LME_READ_THREADS", "-1"),
+        ("LME_READ_THREADS", "²"),
+        ("LME_READ_THREADS", "9" * 5000),
+        ("LME_TRANSIENT_MIN_TOKENS", "1"),
+        ("LME_TRANSIENT_MIN_TOKENS", "2.5"),
+        ("LME_SCRATCH_EXPERTS", "0"),
+        ("LME_SCRATCH_EXPERTS", "4097"),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_the_variable(variable, value) -> None:
+    with pytest.raises(SettingError, match=variable) as caught:
+        StoreSettings.from_environment({variable: value})
+    assert caught.value.variable == variable
+    assert "must be" in str(caught.value)

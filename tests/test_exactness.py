@@ -1,0 +1,161 @@
+"""Streaming gives the tokens of a resident model: bank = mlx-lm, native = Python, CLI = library."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+
+from mach.io.checkpoint_path import resolve_checkpoint
+from mach.io.inspection import inspect_checkpoint
+from mach_decode.engine import Engine, EngineConfig
+from mach_decode.request import GenerationRequest
+from mach_decode.sampling import SamplingParams
+from mach_store.engine_checkpoint import write_stacked_checkpoint
+from mach_store.expert_arrays import slot_bytes
+from mach_store.sidecar.sidecar_source import SidecarSource
+from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+
+PROMPT = "def reverse(text):\n    '''The characters of text, last first.'''\n    "
+
+
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu() -> Iterator[None]:
+    """Exact comparisons hold on the CPU; a GPU's kernels change with the number of rows."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
+
+
+@pytest.fixture(scope="module")
+def pico() -> Path:
+    return resolve_checkpoint("mach-pico")
+
+
+@pytest.fixture(scope="module")
+def stacked_pico(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pico") / "stacked"
+    write_stacked_checkpoint(pico, directory)
+    return directory
+
+
+def gigabytes(directory: Path, slots: int) -> float:
+    source = SidecarSource(str(directory / "expert_sidecar"))
+    size = max(slot_bytes(schema, mx.float32) for schema in source.schemas.values())
+    source.close()
+    return (slots * size + 0.5) / 1e9
+
+
+def mlx_lm_tokens(stacked: Path, prompt: tuple[int, ...], count: int) -> list[int]:
+    model, _ = load_model(stacked)
+    model.set_dtype(mx.float32)
+    return [token for token, _ in generate_step(mx.array(prompt), model, max_tokens=count)]
+
+
+def tokens_of(engine: Engine, prompt: tuple[int, ...], count: int, **fields) -> list[int]:
+    tokens = []
+    for event in engine.generate(GenerationRequest(prompt=prompt, max_tokens=count, **fields)):
+        if engine.store.residency == "streaming":
+            engine.store.check()
+            assert engine.store.nbytes <= engine.store.budget_bytes
+        if event.token is not None:
+            tokens.append(event.token)
+    return tokens
+
+
+def test_the_reference_model_gives_mlx_lms_tokens_with_every_kind_of_bank(pico, stacked_pico) -> None:
+    shape = inspect_checkpoint(pico).shape
+    least, everything = shape.top_k * len(shape.moe_layers), shape.num_experts * len(shape.moe_layers)
+    expected: list[int] = []
+    for slots in (least, least + 1, everything // 2, everything - 1, everything):
+        engine = Engine.load(EngineConfig(checkpoint=str(pico), expert_cache_gb=gigabytes(pico, slots)))
+        assert engine.store.slots == slots
+        prompt = engine.encode(PROMPT)
+        expected = expected or mlx_lm_tokens(stacked_pico, prompt, 16)
+        tokens = tokens_of(engine, prompt, 16)
+        assert tokens == expected[: len(tokens)], slots
+        assert len(tokens) == 16 or tokens[-1] in engine.end_tokens
+        counters = engine.store.totals()
+        assert counters.evictions > 0 or slots > least + 1, slots
+        assert counters.evictions == 0 or slots < everything, slots
+        engine.close()
+    resident = Engine.load(EngineConfig(checkpoint=str(stacked_pico), expert_residency="stacked"))
+    assert tokens_of(resident, prompt, 16) == tokens
+    resident.close()
+
+
+def test_a_small_model_gives_mlx_lms_tokens_with_every_bank_size_there_is(pico, tmp_path) -> None:
+    config = {
+        "model_type": "qwen3_moe",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 64,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": json.loads((pico / "config.json").read_text())["vocab_size"],
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 256,
+        "norm_topk_prob": True,
+        "quantization": {"mode": "affine", "bits": 4, "group_size": 32},
+    }
+    directory = tmp_path / "engine"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=pico, alignment=512)
+    write_stacked_checkpoint(directory, tmp_path / "stacked")
+    prompt = tuple(range(200, 240))
+    expected = mlx_lm_tokens(tmp_path / "stacked", prompt, 12)
+    for slots in range(4, 13):
+        engine = Engine.load(
+            EngineConfig(checkpoint=str(directory), expert_cache_gb=gigabytes(directory, slots))
+        )
+        assert engine.store.slots == slots
+        assert tokens_of(engine, prompt, 12) == expected, slots
+        engine.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_native_and_python_reads_give_the_same_tokens(pico, monkeypatch, temperature) -> None:
+    shape = inspect_checkpoint(pico).shape
+    budget = gigabytes(pico, shape.num_experts * len(shape.moe_layers) // 4)
+    sampling = SamplingParams(temperature=temperature, seed=11)
+    runs = []
+    for native in (True, False):
+        if not native:
+            monkeypatch.setitem(sys.modules, "lme_mlx_pread_ext", None)
+            monkeypatch.setenv("LME_FALLBACK_POLICY", "diagnostic-python")
+        engine = Engine.load(EngineConfig(checkpoint=str(pico), expert_cache_gb=budget))
+        assert engine.store.stats()["native_reader"] is native
+        tokens = tokens_of(engine, engine.encode(PROMPT), 10, sampling=sampling)
+        counters = engine.store.totals()
+        runs.append((tokens, counters.hits, counters.misses, counters.evictions, counters.bytes_read))
+        engine.close()
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("options", [[], ["--temperature", "0.8", "--seed", "42", "--top-p", "0.95"]])
+def test_the_command_prints_what_the_library_gives(pico, options) -> None:
+    command = [str(Path(sys.executable).parent / "mach-generate"), "mach-pico", "--prompt", PROMPT]
+    result = subprocess.run(
+        [*command, "--max-tokens", "12", *options], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    sampling = SamplingParams(temperature=0.8, seed=42, top_p=0.95) if options else SamplingParams()
+    engine = Engine.load(EngineConfig(checkpoint="mach-pico"))
+    if mx.metal.is_available():
+        pytest.skip("the command ran on the GPU, this comparison on the CPU")
+    request = GenerationRequest(prompt=engine.encode(PROMPT), max_tokens=12, sampling=sampling)
+    assert result.stdout == "".join(event.text for event in engine.generate(request)) + "\n"
+    engine.close()
