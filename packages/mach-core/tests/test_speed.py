@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.io.quantization import QuantScheme, uniform_quantization
 from mach.preflight.bandwidth import Bandwidth
 from mach.preflight.machine import Machine
 from mach.preflight.memory import estimate_memory
@@ -44,6 +45,7 @@ def test_a_larger_bank_or_a_faster_disk_is_never_slower(inspection: CheckpointIn
     shares = [speed_of(inspection, share).tokens_per_second for share in (0.1, 0.3, 0.6, 1.0)]
     assert shares == sorted(shares)
     faster = DISK._replace(disk=5e9)
+    assert speed_of(inspection, 0.3, faster).tokens_per_second[1] >= shares[1][1]
     assert speed_of(inspection, 0.3, faster).tokens_per_second[0] > shares[1][0]
 
 
@@ -61,3 +63,24 @@ def test_the_cpu_is_bound_by_its_arithmetic(inspection: CheckpointInspection) ->
     slow, _ = speed_of(inspection, 1.0, backend="cpu").tokens_per_second
     macs = speed_of(inspection, 1.0).active_bytes / 2
     assert slow == pytest.approx(1 / (macs / 1.0e9 + 2 * 1.2e-3))
+
+
+def test_misses_come_from_the_page_cache_at_the_fast_end_if_it_can_hold_all(
+    inspection: CheckpointInspection,
+) -> None:
+    slow_disk = DISK._replace(disk=1e6)
+    roomy = Machine("metal", 1 << 36, 1 << 36, "test")
+    memory = estimate_memory(inspection, None, roomy, context=256, expert_cache_bytes=10**8)
+    cramped = memory._replace(machine=roomy._replace(available_bytes=memory.streaming.working_set))
+    with_cache = estimate_speed(inspection, memory, slow_disk).tokens_per_second
+    without = estimate_speed(inspection, cramped, slow_disk).tokens_per_second
+    assert with_cache[0] == without[0]
+    assert with_cache[1] > 10 * without[1]
+
+
+def test_mxfp4_products_are_faster_than_affine_ones_on_the_cpu(inspection: CheckpointInspection) -> None:
+    def slow_end(mode: str) -> float:
+        packed = inspection._replace(quantization=uniform_quantization(QuantScheme(mode, 4, 32)))
+        return speed_of(packed, 1.0, backend="cpu").tokens_per_second[0]
+
+    assert slow_end("mxfp4") > slow_end("affine")

@@ -216,11 +216,12 @@ def parse_layout(raw: bytes, path: str = LAYOUT_NAME) -> SidecarLayout:
     reader = _Fields(document, path, "")
     if reader.text("magic") != MAGIC:
         raise reader.wrong("magic", f"is not {MAGIC!r}: this is not an expert sidecar")
-    if reader.text("schema") != SCHEMA or reader.integer("version", 0) != VERSION:
+    schema, version = reader.text("schema"), reader.integer("version", 0)
+    if schema != SCHEMA or version != VERSION:
         raise reader.wrong(
             "schema",
-            f"is {document['schema']!r} version {document['version']}; this release reads {SCHEMA!r} version "
-            f"{VERSION}: export the sidecar again",
+            f"is {schema!r} version {version}; this release reads {SCHEMA!r} version {VERSION}: "
+            "export the sidecar again",
         )
     if reader.text("checksum") != "crc32":
         raise reader.wrong("checksum", "must be 'crc32'")
