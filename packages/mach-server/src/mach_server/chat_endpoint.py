@@ -7,6 +7,7 @@ the task withdraws the job, so the engine is free by its next step.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mach.errors import MachError
 from mach_decode.request import StepEvent
 from mach_server.chat_request import ChatRequest, parse_chat_request
 from mach_server.chat_response import ChatAnswer
@@ -23,6 +25,8 @@ from mach_server.event_stream import EventStream
 from mach_server.inference_service import InferenceService
 from mach_server.request_body import discard_body, disconnected, read_body
 from mach_server.token_channel import Failure, TokenChannel
+
+log = logging.getLogger("mach.server")
 
 
 class ChatEndpoint:
@@ -52,6 +56,8 @@ class ChatEndpoint:
         except ClientDisconnect:
             return
         except Exception as error:
+            if not isinstance(error, MachError):
+                log.exception("a request failed")
             await self._refuse(api_error_of(error), stream, scope, receive, send)
         else:
             if body is not None:
@@ -142,11 +148,11 @@ async def _stream(answer: ChatAnswer, channel: TokenChannel, stream: EventStream
         if chunks:
             await stream.send(chunks)
         if failure is not None:
-            raise failure
+            raise api_error_of(failure) from failure
     await stream.end()
 
 
 def _step_of(event: StepEvent | Failure) -> StepEvent:
     if isinstance(event, Failure):
-        raise event.error
+        raise api_error_of(event.error) from event.error
     return event
