@@ -241,7 +241,7 @@ def test_speed_is_estimated_once_the_disk_was_measured(
     slow, fast = later["speed"]["tokens_per_second"]
     assert 0 < slow < fast
     main([str(directory), "--cache-dir", str(tmp_path / "cache")])
-    assert "tokens/s decoding (estimate)" in capsys.readouterr().out
+    assert "tokens/s decoding (rough estimate)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,13 @@ from mach.discovery import local_models as module
 from mach.discovery.local_models import local_models
 
 
+@pytest.fixture
+def nothing_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever checkpoints are installed beside mach-core, these tests see none of them."""
+    monkeypatch.setattr(module, "entry_points", lambda _group: {})
+
+
+@pytest.mark.usefixtures("nothing_bundled")
 def test_checkpoints_are_found_three_levels_deep_once_each(
     tmp_path: Path, families: dict[str, dict], make_checkpoint: Callable[..., Path]
 ) -> None:
@@ -27,6 +34,7 @@ def test_checkpoints_are_found_three_levels_deep_once_each(
     assert all(row.installed and row.model_type == "qwen3_moe" and row.size > 1000 for row in rows)
 
 
+@pytest.mark.usefixtures("nothing_bundled")
 def test_a_broken_config_is_a_row_with_a_warning(
     tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:

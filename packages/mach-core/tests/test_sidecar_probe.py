@@ -20,14 +20,16 @@ def probe_with(
         directory = make_checkpoint(families["qwen3_moe"], {"norm": ("BF16", (4,))})
         sidecar = directory / "expert_sidecar"
         sidecar.mkdir()
-        tensors = [(f"{p}.weight", "bfloat16", (4, 8)) for p in ("gate_proj", "up_proj", "down_proj")]
+        wide, tall = (64, 128), (128, 64)
+        shapes = {"gate_proj": wide, "up_proj": wide, "down_proj": tall}
+        tensors = [(f"{name}.weight", "bfloat16", shape) for name, shape in shapes.items()]
         schema = build_schema(tensors, dict.fromkeys(("gate_proj", "up_proj", "down_proj")))
         files = tuple(
             LayerFile(
                 index=layer,
                 file=f"layer_{layer:02d}.bin",
                 num_experts=experts,
-                stride=16384,
+                stride=schema.nbytes,
                 schema=schema,
                 checksums=(0,) * experts,
             )

@@ -164,7 +164,7 @@ def test_a_stacked_checkpoint_streams_lazy_slices_and_says_so(stacked, capsys) -
 def test_a_sliced_checkpoint_cannot_be_resident_and_is_told_what_to_do(sliced, refused) -> None:
     refused(
         ResidencyError,
-        "--no-streaming needs the stacked layout, .* is sliced: use --streaming",
+        "--no-streaming: needs the axis-0 stacked layout, found sliced; --streaming works",
         str(sliced),
         expert_residency="stacked",
     )
@@ -183,7 +183,9 @@ def test_a_residency_that_does_not_exist_is_refused(sliced, refused) -> None:
 def test_raw_experts_without_a_sidecar_need_an_export(sliced, copy_checkpoint, refused) -> None:
     directory = copy_checkpoint(sliced)
     os.rename(directory / "expert_sidecar", directory / "elsewhere")
-    refused(ResidencyError, r"unknown \(no routed-expert tensors.*export_expert_sidecar", str(directory))
+    refused(
+        ResidencyError, "--streaming: no routed-expert tensors, .*put the missing files back", str(directory)
+    )
     projections = {"gate_proj": (64, 64), "up_proj": (64, 64), "down_proj": (64, 64)}
     mx.save_safetensors(
         str(directory / "model-experts.safetensors"),
@@ -194,8 +196,11 @@ def test_raw_experts_without_a_sidecar_need_an_export(sliced, copy_checkpoint, r
             for name, shape in projections.items()
         },
     )
-    for residency in ("streaming", "stacked"):
-        refused(ResidencyError, "is per_expert", str(directory), expert_residency=residency)
+    config = json.loads((directory / "config.json").read_text())
+    del config["quantization"]
+    (directory / "config.json").write_text(json.dumps(config))
+    refused(ResidencyError, "--streaming: per_expert .*tools/export_expert_sidecar.py", str(directory))
+    refused(ResidencyError, "found per_expert$", str(directory), expert_residency="stacked")
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, -math.inf, 1e6, 1e300])

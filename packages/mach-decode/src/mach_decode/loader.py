@@ -12,6 +12,7 @@ from mlx_lm import load as mlx_lm_load
 from mlx_lm.utils import load_config, load_tokenizer
 
 from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.preflight.gates import OK, Verdict, resident_gate, streaming_gate
 from mach.preflight.sidecar_probe import match_config
 from mach_decode.checkpoint_download import obtain_checkpoint
 from mach_decode.errors import DecodeError, ResidencyError, TokenizerError
@@ -28,7 +29,6 @@ from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.scatter_reader import ScatterReader, open_reader
 from mach_store.settings import StoreSettings
 from mach_store.sidecar.sidecar_source import SidecarSource
-from mach_store.sidecar.width_check import require_widths
 from mach_store.stacked_source import StackedSource, stacked_schemas
 
 ExpertStore = BankCache | ResidentStackedExpertCache
@@ -179,18 +179,14 @@ def _open_store(
             raise ResidencyError(
                 "--expert-cache-gb bounds the streaming bank: it cannot go with --no-streaming"
             )
-        if inspection.layout != "stacked":
-            raise ResidencyError(
-                f"{inspection.directory}: --no-streaming needs the stacked layout, but this checkpoint is "
-                f"{inspection.layout}: use --streaming (with --expert-cache-gb large enough to hold every "
-                "expert, if you want them all in memory)"
-            )
-        if expert_cache_gb is not None:
-            raise ResidencyError("--expert-cache-gb holds for --streaming: leave it out with --no-streaming")
+        _require(resident_gate(inspection.adapter, inspection), inspection, "--no-streaming")
         schemas, num_experts = stacked_schemas(inspection)
         wanted = num_experts * sum(slot_bytes(schema, compute_dtype()) for schema in schemas.values())
         _refuse_if_too_big(inspection, wanted, "the experts", "use --streaming")
         return ResidentStackedExpertCache(inspection, compute_dtype()), None
+    if inspection.sidecar_directory is None:
+        # A sidecar answers for itself when it is opened, and names the file and the field at fault.
+        _require(streaming_gate(inspection.adapter, inspection), inspection, "--streaming")
     reader = open_reader(settings)
     source: ExpertSource
     if inspection.sidecar_directory is not None:
@@ -199,12 +195,11 @@ def _open_store(
         )
         try:
             match_config(sidecar.layout, inspection, inspection.sidecar_directory)
-            require_widths(sidecar.layout, inspection.shape, inspection.sidecar_directory)
         except BaseException:
             sidecar.close()
             raise
         source = sidecar
-    elif inspection.layout == "stacked":
+    else:
         if reader.direct:
             raise ResidencyError(
                 f"{inspection.directory}: LME_DIRECT_IO=1 needs the aligned records of a sidecar, and this "
@@ -217,12 +212,6 @@ def _open_store(
             file=sys.stderr,
         )
         source = StackedSource(inspection)
-    else:
-        raise ResidencyError(
-            f"{inspection.directory}: --streaming needs an expert sidecar or the stacked layout, but this "
-            f"checkpoint is {inspection.layout} ({inspection.layout_reason}): make a sidecar with "
-            "tools/export_expert_sidecar.py"
-        )
     try:
         budget = _budget(inspection, source, expert_cache_gb)
         cache = BankCache(
@@ -237,6 +226,15 @@ def _open_store(
         source.close()
         raise
     return cache, reader
+
+
+def _require(verdict: Verdict, inspection: CheckpointInspection, flag: str) -> None:
+    """Refuse what the preflight's gate refuses, with its reason."""
+    if verdict.status != OK:
+        other = "--no-streaming" if flag == "--streaming" else "--streaming"
+        gate = resident_gate if flag == "--streaming" else streaming_gate
+        hint = f"; {other} works" if gate(inspection.adapter, inspection).status == OK else ""
+        raise ResidencyError(f"{inspection.directory}: {flag}: {verdict.reason}{hint}")
 
 
 def _budget(inspection: CheckpointInspection, source: ExpertSource, expert_cache_gb: float | None) -> int:

@@ -20,6 +20,7 @@ from mach.io.quantization import (
     PROJECTIONS,
     QuantScheme,
     RoutedQuantization,
+    component_shapes,
     routed_quantization,
     unquantized,
 )
@@ -348,15 +349,8 @@ def _check_stacked(
 def _component_shapes(
     parts: Mapping[str, TensorEntry], scheme: QuantScheme | None, rows: int, columns: int
 ) -> dict[str, tuple[int, ...]]:
-    """Component → expected extents of one expert, MLX's packing: 32-bit words along the input axis."""
-    if scheme is None:
-        shapes: dict[str, tuple[int, ...]] = {"weight": (rows, columns)}
-    else:
-        words = -(-columns * scheme.bits // 32)
-        groups = -(-columns // scheme.group_size)
-        shapes = {"weight": (rows, words), "scales": (rows, groups)}
-        if scheme.mode == "affine":
-            shapes["biases"] = (rows, groups)
+    """Component → expected extents of one expert."""
+    shapes = component_shapes(scheme, rows, columns)
     if "bias" in parts:
         shapes["bias"] = (rows,)
     return shapes

@@ -85,6 +85,17 @@ class RoutedQuantization(NamedTuple):
         return f"{modes} (mixed {'/'.join(map(str, bits))}-bit)"
 
 
+def component_shapes(scheme: QuantScheme | None, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    """Component → extents of one expert's projection as MLX packs it: 32-bit words along the input axis."""
+    if scheme is None:
+        return {"weight": (rows, columns)}
+    groups = (rows, -(-columns // scheme.group_size))
+    shapes: dict[str, tuple[int, ...]] = {"weight": (rows, -(-columns * scheme.bits // 32)), "scales": groups}
+    if scheme.mode == "affine":
+        shapes["biases"] = groups
+    return shapes
+
+
 def routed_quantization(
     adapter: MoeArchAdapter, config: ConfigFields, shape: MoeShape, stored_dtype: str | None
 ) -> RoutedQuantization:

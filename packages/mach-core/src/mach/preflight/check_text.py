@@ -98,7 +98,7 @@ def _speed_lines(report: Report) -> list[str]:
         (speed["active_bytes_per_token"], *speed["miss_bytes_per_token"], speed["disk_bytes_per_second"]),
     )
     return [
-        f"speed: about {slow:.3g} to {fast:.3g} tokens/s decoding (estimate), "
+        f"speed: about {slow:.3g} to {fast:.3g} tokens/s decoding (rough estimate), "
         f"hit rate {low:.0%} to {high:.0%}",
         f"  {touched} touched per token, {least} to {most} of it from disk at {disk}/s "
         f"(measured {speed['measured']})",

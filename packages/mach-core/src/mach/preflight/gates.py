@@ -94,7 +94,9 @@ def streaming_gate(
         return Verdict(
             BLOCKED, f"no sidecar can be exported from {inspection.layout} {label}: {CONVERT_HINT}"
         )
-    return Verdict(BLOCKED, inspection.layout_reason)
+    return Verdict(
+        BLOCKED, f"{inspection.layout_reason}: put the missing files back, or make the checkpoint again"
+    )
 
 
 def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:

@@ -69,9 +69,10 @@ def match_config(layout: SidecarLayout, inspection: CheckpointInspection, path: 
     """Compare a sidecar with the config.json beside it.
 
     Raises:
-        SidecarLayoutError: it is of another architecture, or has other layers or fewer experts.
+        SidecarLayoutError: it is of another architecture, or has other layers, experts or widths.
     """
     from mach.io.sidecar_layout import SidecarLayoutError  # noqa: PLC0415 - as above
+    from mach.preflight.sidecar_widths import require_widths  # noqa: PLC0415 - as above
 
     shape = inspection.shape
     if layout.model_type != inspection.adapter.model_type:
@@ -97,3 +98,4 @@ def match_config(layout: SidecarLayout, inspection: CheckpointInspection, path: 
                 path=path,
                 field=f"layers[{layer.index}].num_experts",
             )
+    require_widths(layout, shape, path)

@@ -2,7 +2,7 @@ import pytest
 
 from mach.io.inspection import inspect_checkpoint
 from mach.io.sidecar_layout import SidecarLayoutError, read_layout
-from mach_store.sidecar.width_check import require_widths
+from mach.preflight.sidecar_widths import require_widths
 
 
 @pytest.mark.parametrize("quantization", ["affine", "mxfp4", "none"])

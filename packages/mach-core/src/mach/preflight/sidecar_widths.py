@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mach.io.arch_adapter import MoeShape
-from mach.io.sidecar_layout import PROJECTIONS, Quantization, SidecarLayout, SidecarLayoutError
+from mach.io.quantization import QuantScheme, component_shapes
+from mach.io.sidecar_layout import PROJECTIONS, SidecarLayout, SidecarLayoutError
 
 
 def require_widths(layout: SidecarLayout, shape: MoeShape, directory: str) -> None:
@@ -24,7 +25,8 @@ def require_widths(layout: SidecarLayout, shape: MoeShape, directory: str) -> No
             rows, columns = shape.expert_width, shape.hidden_size
             if projection == "down_proj":
                 rows, columns = columns, rows
-            for component, extents in _extents(q, rows, columns).items():
+            scheme = None if q is None else QuantScheme(q.mode, q.bits, q.group_size)
+            for component, extents in component_shapes(scheme, rows, columns).items():
                 wanted[f"{projection}.{component}"] = extents
             if f"{projection}.bias" in found:
                 wanted[f"{projection}.bias"] = (rows,)
@@ -36,19 +38,6 @@ def require_widths(layout: SidecarLayout, shape: MoeShape, directory: str) -> No
                 path=directory,
                 field=f"layers[{layer.index}].segments",
             )
-
-
-def _extents(q: Quantization | None, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    """Component → extents of one expert, in MLX's packing: 32-bit words along the input axis."""
-    if q is None:
-        return {"weight": (rows, columns)}
-    parts: dict[str, tuple[int, ...]] = {
-        "weight": (rows, columns * q.bits // 32),
-        "scales": (rows, columns // q.group_size),
-    }
-    if q.mode == "affine":
-        parts["biases"] = parts["scales"]
-    return parts
 
 
 def _show(extents: tuple[int, ...] | None) -> str:
