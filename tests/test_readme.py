@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,34 @@ def test_a_command_prints_what_the_readme_shows(command: str, output: str) -> No
     )  # fmt: skip
     assert run.stdout == FIGURES.sub("", output)
     assert len(FIGURES.findall(run.stderr)) == len(FIGURES.findall(output))
+
+
+@pytest.fixture
+def server_url() -> Iterator[str]:
+    """A running `mach-serve mach-pico --streaming`, as the README starts it, on a free port."""
+    program = str(Path(sys.executable).parent / "mach-serve")
+    server = subprocess.Popen(
+        [program, "mach-pico", "--streaming", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert server.stdout is not None
+        ready = next(line for line in server.stdout if line.startswith("startup ready"))
+        yield re.search(r"url=(\S+)", ready).group(1)
+        server.terminate()
+        server.stdout.close()
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
+        server.wait(60)
+
+
+def test_the_client_code_shown_chats_with_the_server_shown(
+    server_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "OpenAI" in block)
+    assert "http://127.0.0.1:8080" in code
+    names: dict[str, object] = {}
+    exec(code.replace("http://127.0.0.1:8080", server_url), names)
+    names["client"].close()
+    printed = capsys.readouterr().out
+    assert "```python\ndef " in printed, "the seeded answer is a Python function in a code block"

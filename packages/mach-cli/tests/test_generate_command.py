@@ -132,7 +132,7 @@ def test_the_installed_checkpoint_answers_by_its_name(generate) -> None:
         ("repetition_penalty", ["--repetition-penalty", "0"]),
         ("max_tokens must be at least 1", ["--max-tokens", "0"]),
         ("stop holds an empty string", ["--stop", ""]),
-        ("--no-streaming needs the stacked layout.*use --streaming", ["--no-streaming"]),
+        ("--no-streaming: needs the axis-0 stacked layout.*--streaming works", ["--no-streaming"]),
         ("one token needs 2 experts.*raise --expert-cache-gb", ["--expert-cache-gb", "0.000001"]),
         ("--expert-cache-gb -1.0: must be a positive", ["--expert-cache-gb", "-1"]),
         ("--expert-cache-gb nan", ["--expert-cache-gb", "nan"]),

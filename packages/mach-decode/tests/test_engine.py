@@ -4,7 +4,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
 from mach_decode.engine import Engine
-from mach_decode.errors import GenerationCancelledError, SamplingError, TokenizerError
+from mach_decode.errors import EngineBusyError, GenerationCancelledError, SamplingError, TokenizerError
 from mach_decode.request import GenerationRequest
 from mach_decode.sampling import SamplingParams
 from mach_store.errors import SidecarCorruptionError
@@ -250,3 +250,15 @@ def test_without_a_chat_template_chat_is_refused(open_engine, copy_checkpoint, s
         pytest.skip("this tokenizer brings a template of its own")
     with pytest.raises(TokenizerError, match="no chat template"):
         engine.render_chat([{"role": "user", "content": "hello"}])
+
+
+def test_two_answers_at_once_are_refused_and_closing_the_first_frees_the_engine(
+    open_engine, expected
+) -> None:
+    engine = open_engine()
+    first = engine.generate(GenerationRequest(prompt=PROMPT, max_tokens=12))
+    next(first)
+    with pytest.raises(EngineBusyError, match="another request"):
+        next(engine.generate(GenerationRequest(prompt=PROMPT, max_tokens=12)))
+    first.close()
+    assert tokens_of(engine) == expected

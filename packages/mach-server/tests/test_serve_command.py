@@ -73,7 +73,7 @@ def test_mach_finds_the_command_under_its_name() -> None:
         (["no-such-checkpoint", "--streaming"], "neither a directory here nor"),
         (["EMPTY", "--streaming"], "the directory is empty"),
         (["UNKNOWN", "--streaming"], "model_type"),
-        (["mach-pico", "--no-streaming"], "--no-streaming needs the stacked layout"),
+        (["mach-pico", "--no-streaming"], "needs the axis-0 stacked layout, found sliced; --streaming works"),
         (["mach-pico", "--streaming", "--expert-cache-gb", "0.0001"], "raise --expert-cache-gb"),
         (["mach-pico", "--streaming", "--expert-cache-gb", "-1"], "must be a positive number"),
         (["mach-pico", "--streaming", "--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0"),

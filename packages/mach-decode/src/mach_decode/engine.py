@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mach_decode.errors import GenerationCancelledError, TokenizerError
+from mach_decode.errors import EngineBusyError, GenerationCancelledError, TokenizerError
 from mach_decode.generation import Generation
 from mach_decode.loader import LoadedModel, load_streaming_or_stacked
 from mach_decode.request import GenerationRequest, StepEvent
@@ -59,6 +59,7 @@ class Engine:
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
         self.vocabulary_size = loaded.vocabulary_size
+        self._busy = False
         # Without a fence in every layer a request can be cancelled between chunks only; on a CPU, where a
         # chunk takes long and gains nothing from being long, it is short then.
         slow = compute_dtype() == mx.float32 and self.store.host_free
@@ -90,9 +91,13 @@ class Engine:
         Raises:
             GenerationCancelledError: `cancelled` said so; the engine is free again.
             PromptTooLongError, SamplingError: the request cannot be answered.
+            EngineBusyError: another answer has not been finished or closed.
             StoreError: an expert could not be read; no token computed from it was given.
         """
+        if self._busy:
+            raise EngineBusyError("this engine is answering another request: finish or close that one first")
         generation = Generation(self, request)
+        self._busy = True
         self.store.cancelled = cancelled
         try:
             while not generation.finished:
@@ -102,6 +107,7 @@ class Engine:
         except DispatchCancelledError as error:
             raise GenerationCancelledError(str(error)) from error
         finally:
+            self._busy = False
             self.store.cancelled = _never
             self.store.abandon()
 
@@ -141,7 +147,12 @@ class Engine:
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def close(self) -> None:
-        """Free files and memory."""
+        """Free files and memory.
+
+        An engine of a thread other than the main one needs `mx.clear_streams()` after it, before the thread
+        ends: MLX frees its streams when the system destroys the thread, and a process that exits just then
+        is aborted.
+        """
         self.store.close()
         mx.clear_cache()
 

@@ -6,6 +6,7 @@ MachError (mach.errors)
     ├── SamplingError            a sampling parameter is out of range
     ├── ResidencyError           the checkpoint cannot be loaded in the residency mode asked for
     ├── TokenizerError           the checkpoint has no usable tokenizer or chat template
+    ├── EngineBusyError          the engine answers one request at a time
     └── GenerationCancelledError the caller withdrew the request
 """
 
@@ -52,6 +53,10 @@ class ResidencyError(DecodeError):
 
 class TokenizerError(DecodeError):
     """The checkpoint has no usable tokenizer or chat template."""
+
+
+class EngineBusyError(DecodeError):
+    """The engine is answering another request; it answers one at a time."""
 
 
 class GenerationCancelledError(DecodeError):

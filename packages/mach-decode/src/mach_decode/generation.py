@@ -11,6 +11,7 @@ from mach_decode.errors import PromptTooLongError, SamplingError
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest, StepEvent
 from mach_decode.sampling import choose
 from mach_decode.stop_strings import StopStrings
+from mach_decode.text_stream import text_stream
 from mach_store.counters import LayerCounters
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Generation:
         self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self._cache: list[Any] = engine.kv_caches.make()
         self._prefilled = 0
-        self._detokenizer = engine.tokenizer.detokenizer
+        self._text = text_stream(engine.tokenizer)
         self._stops = StopStrings(request.stop)
         self._ahead: mx.array | None = None
         self._seen = set(request.prompt)
@@ -67,8 +68,7 @@ class Generation:
         token = self._next_token()
         if token in self._engine.end_tokens:
             return self._finish("stop", token, self._flush())
-        self._detokenizer.add_token(token)
-        text = self._stops.feed(self._detokenizer.last_segment)
+        text = self._stops.feed(self._text.feed(token))
         if self._stops.found is not None:
             return self._finish("stop", token, text)
         if len(self.tokens) >= self._limit:
@@ -114,8 +114,7 @@ class Generation:
         return self._engine.store.host_free and self.request.sampling.repetition_penalty == 1.0
 
     def _flush(self) -> str:
-        self._detokenizer.finalize()
-        return self._stops.feed(self._detokenizer.last_segment) + self._stops.flush()
+        return self._stops.feed(self._text.finish()) + self._stops.flush()
 
     def _finish(self, reason: FinishReason, token: int, text: str) -> StepEvent:
         self.finished = True

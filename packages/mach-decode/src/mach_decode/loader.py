@@ -35,7 +35,7 @@ ExpertStore = BankCache | ResidentStackedExpertCache
 RESIDENCIES = ("streaming", "stacked")
 
 _RESERVE_BYTES = 512 << 20
-"""What the interpreter, MLX and the libraries take besides weights (measured: docs/architecture.md)."""
+"""Kept free for the interpreter, the libraries, activations and KV (docs/architecture.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +269,11 @@ def _tokenizer(directory: Path) -> Any:
         raise TokenizerError(f"{directory}: has no tokenizer.json or tokenizer.model")
     # mlx-lm's load reads end tokens from generation_config.json through the config: so does this.
     try:
-        return load_tokenizer(directory, eos_token_ids=load_config(directory).get("eos_token_id"))
+        return load_tokenizer(
+            directory,
+            # The engine bounds prompts by the model's context; the tokenizer would only warn, on stderr.
+            {"model_max_length": sys.maxsize},
+            eos_token_ids=load_config(directory).get("eos_token_id"),
+        )
     except Exception as error:  # the tokenizers library raises bare Exceptions
         raise TokenizerError(f"{directory}: the tokenizer cannot be loaded: {error}") from error
