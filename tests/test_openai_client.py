@@ -1,6 +1,5 @@
 """The official OpenAI client against `mach-serve` as a process of its own, over a real socket."""
 
-import os
 import re
 import subprocess
 import sys
@@ -18,7 +17,6 @@ MESSAGES = [
     {"role": "system", "content": "You write Python."},
     {"role": "user", "content": "def reverse(s):"},
 ]
-ENVIRONMENT = {**os.environ, "LME_FALLBACK_POLICY": "diagnostic-python"}
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +25,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     command = [sys.executable, "-m", "mach_server.serve_command", "mach-pico", "--streaming", "--port", "0"]
     with (
         log.open("w") as stderr,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=ENVIRONMENT
-        ) as server,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server,
     ):
         try:
             url = next(
@@ -52,9 +48,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def library() -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LME_FALLBACK_POLICY", "diagnostic-python")
-        engine = Engine.load(EngineConfig(checkpoint="mach-pico"))
+    engine = Engine.load(EngineConfig(checkpoint="mach-pico"))
     yield engine
     engine.close()
 

@@ -30,13 +30,6 @@ LIVENESS_SECONDS = 60.0
 """How long a test waits for what must come about; far more than it takes."""
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _python_reader_allowed() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LME_FALLBACK_POLICY", "diagnostic-python")
-        yield
-
-
 def eventually(condition: Callable[[], Any]) -> Any:
     """The first true value of `condition`; fails when none comes in time."""
     deadline = time.monotonic() + LIVENESS_SECONDS

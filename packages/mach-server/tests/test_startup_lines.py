@@ -43,7 +43,7 @@ def test_streaming_lines_say_what_is_so(server) -> None:
     pread = lines["startup direct-pread"]
     assert (pread["expected"], pread["sidecar_present"], pread["sidecar_valid"]) == ("1", "1", "1")
     assert pread["native_extension"] == ("ready" if native else "missing")
-    assert pread["fallback_policy"] == "diagnostic-python"
+    assert pread["fallback_policy"] == "fail-fast"
     assert lines["startup"] == {"decode_path": "target-only", "adaptive_block_policy": "none"}
     summary = server.client.get("/cache/stats").json()["streaming_summary"]
     assert int(lines["startup memory"]["expert_bank_bytes"]) == summary["bank_bytes"]
