@@ -1,6 +1,5 @@
 """Streaming gives the tokens of a resident model: bank = mlx-lm, native = Python, CLI = library."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from mach_decode.sampling import SamplingParams
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.expert_arrays import slot_bytes
 from mach_store.sidecar.sidecar_source import SidecarSource
-from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
 PROMPT = "def reverse(text):\n    '''The characters of text, last first.'''\n    "
 
@@ -91,27 +90,7 @@ def test_the_reference_model_gives_mlx_lms_tokens_with_every_kind_of_bank(pico, 
 
 
 def test_a_small_model_gives_mlx_lms_tokens_with_every_bank_size_there_is(pico, tmp_path) -> None:
-    config = {
-        "model_type": "qwen3_moe",
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "intermediate_size": 128,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "num_experts": 6,
-        "num_experts_per_tok": 2,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "moe_intermediate_size": 64,
-        "rms_norm_eps": 1e-6,
-        "vocab_size": json.loads((pico / "config.json").read_text())["vocab_size"],
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 256,
-        "norm_topk_prob": True,
-        "quantization": {"mode": "affine", "bits": 4, "group_size": 32},
-    }
+    config = qwen3_moe_config(experts=6)
     directory = tmp_path / "engine"
     write_synthetic_checkpoint(directory, config, tokenizer_from=pico, alignment=512)
     write_stacked_checkpoint(directory, tmp_path / "stacked")

@@ -13,32 +13,14 @@ from mach.io.inspection import inspect_checkpoint
 from mach.io.sidecar_layout import read_layout
 from mach_store.expert_arrays import slot_bytes
 from mach_store.settings import StoreSettings
-from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
 CONSTANT = 256_000_000
 """Interpreter, MLX, tokenizer, activations: docs/architecture.md."""
 
-CONFIG = {
-    "model_type": "qwen3_moe",
-    "hidden_size": 512,
-    "num_hidden_layers": 6,
-    "intermediate_size": 512,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "num_experts": 64,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 2048,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "vocab_size": 8192,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 2048,
-    "quantization": {"mode": "affine", "bits": 4, "group_size": 64},
-}
+CONFIG = qwen3_moe_config(
+    hidden=512, layers=6, experts=64, expert_width=2048, head_dim=64, context=2048, group_size=64
+)
 
 
 @pytest.fixture(scope="module")

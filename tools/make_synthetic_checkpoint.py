@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mach.commands.process import run_command
 from mach.io.checkpoint_path import resolve_checkpoint
-from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,27 +33,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokenizer-from", default="mach-pico", help="checkpoint whose tokenizer is copied")
     options = parser.parse_args(arguments)
-    config = {
-        "model_type": "qwen3_moe",
-        "hidden_size": options.hidden,
-        "num_hidden_layers": options.layers,
-        "intermediate_size": options.hidden,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "num_experts": options.experts,
-        "num_experts_per_tok": options.top_k,
-        "moe_intermediate_size": options.expert_width,
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "vocab_size": 8192,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 4096,
-        "quantization": {"mode": "affine", "bits": options.bits, "group_size": options.group_size},
-    }
+    config = qwen3_moe_config(
+        hidden=options.hidden,
+        layers=options.layers,
+        experts=options.experts,
+        top_k=options.top_k,
+        expert_width=options.expert_width,
+        head_dim=64,
+        context=4096,
+        bits=options.bits,
+        group_size=options.group_size,
+    )
     source = resolve_checkpoint(options.tokenizer_from)
     write_synthetic_checkpoint(options.output, config, seed=options.seed, tokenizer_from=source)
     experts = sum(path.stat().st_size for path in (options.output / "expert_sidecar").glob("layer_*.bin"))

@@ -30,29 +30,18 @@ from mach.io.sidecar_layout import read_layout
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.expert_arrays import slot_bytes
 from mach_store.settings import StoreSettings
-from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
-CONFIG = {
-    "model_type": "qwen3_moe",
-    "hidden_size": 1024,
-    "num_hidden_layers": 12,
-    "intermediate_size": 1024,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "num_experts": 72,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": 1536,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "vocab_size": 8192,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 4096,
-    "quantization": {"mode": "affine", "bits": 4, "group_size": 64},
-}
+CONFIG = qwen3_moe_config(
+    hidden=1024,
+    layers=12,
+    experts=72,
+    top_k=4,
+    expert_width=1536,
+    head_dim=64,
+    context=4096,
+    group_size=64,
+)
 WHOLE = """
 import sys
 from mach_decode.engine import Engine, EngineConfig

@@ -1,6 +1,5 @@
 """Random checkpoints with mach-pico's tokenizer, engines over them, and an engine that answers by script."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from mach_store.counters import LayerCounters
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.expert_arrays import slot_bytes
 from mach_store.sidecar.sidecar_source import SidecarSource
-from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
 # Exact comparisons hold on the CPU; a GPU's kernels change with the number of rows.
 mx.set_default_device(mx.cpu)
@@ -30,32 +29,11 @@ def pico() -> Path:
 
 
 @pytest.fixture(scope="session")
-def config(pico: Path) -> Callable[..., dict[str, Any]]:
+def config() -> Callable[..., dict[str, Any]]:
     """A function (changed fields) → a tiny qwen3_moe config.json over mach-pico's vocabulary."""
-    fields = json.loads((pico / "config.json").read_text())
 
     def make(**changes: Any) -> dict[str, Any]:
-        return {
-            "model_type": "qwen3_moe",
-            "hidden_size": 64,
-            "num_hidden_layers": 3,
-            "intermediate_size": 128,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 32,
-            "num_experts": 8,
-            "num_experts_per_tok": 2,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-            "moe_intermediate_size": 64,
-            "rms_norm_eps": 1e-6,
-            "vocab_size": fields["vocab_size"],
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 512,
-            "norm_topk_prob": True,
-            "quantization": {"mode": "affine", "bits": 4, "group_size": 32},
-        } | changes
+        return qwen3_moe_config(layers=3) | changes
 
     return make
 

@@ -28,6 +28,43 @@ from mach_store.sidecar.sidecar_writer import SidecarWriter
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
+def qwen3_moe_config(
+    *,
+    hidden: int = 64,
+    layers: int = 2,
+    experts: int = 8,
+    top_k: int = 2,
+    expert_width: int = 64,
+    head_dim: int = 32,
+    vocabulary: int = 8192,
+    context: int = 512,
+    bits: int = 4,
+    group_size: int = 32,
+) -> dict[str, Any]:
+    """A small qwen3_moe config.json, quantised throughout; the default vocabulary is mach-pico's."""
+    return {
+        "model_type": "qwen3_moe",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "intermediate_size": 2 * hidden,
+        "num_attention_heads": max(2, hidden // 128),
+        "num_key_value_heads": 1 if hidden < 256 else 2,
+        "head_dim": head_dim,
+        "num_experts": experts,
+        "num_experts_per_tok": top_k,
+        "moe_intermediate_size": expert_width,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "vocab_size": vocabulary,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": context,
+        "quantization": {"mode": "affine", "bits": bits, "group_size": group_size},
+    }
+
+
 def write_synthetic_checkpoint(
     output: Path,
     config: Mapping[str, Any],
