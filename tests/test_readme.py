@@ -43,8 +43,8 @@ def server_url() -> Iterator[str]:
         ready = next(line for line in server.stdout if line.startswith("startup ready"))
         yield re.search(r"url=(\S+)", ready).group(1)
         server.terminate()
-        server.stdout.close()
-        assert server.wait(60) == 0
+        server.communicate(timeout=60)
+        assert server.returncode == 0
     finally:
         server.kill()
         server.wait(60)

@@ -145,6 +145,13 @@ def test_a_second_signal_ends_it_at_once(start_process, second: signal.Signals) 
         assert server.process.wait(30) == -second
 
 
+def test_a_server_whose_output_nobody_reads_any_more_still_ends(start_process) -> None:
+    server = start_process(*USUAL)
+    server.process.stdout.close()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+
+
 def test_an_idle_server_ends_cleanly_and_its_port_is_free_again(start_process) -> None:
     server = start_process(*USUAL)
     with httpx.Client(base_url=server.url) as idle:  # a kept-alive connection does not hold it up

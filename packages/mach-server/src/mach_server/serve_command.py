@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from mach.commands.process import run_command
@@ -74,12 +75,13 @@ async def _serve(server: HttpServer, service: InferenceService) -> None:
         for number in signals:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)  # a second one ends at once, even if this loop is stuck
-        print(
-            f"shutdown draining open_requests={service.admitted} "
-            f"grace_seconds={service.limits.drain_seconds:g}",
-            flush=True,
-        )
         server.stop()
+        with suppress(OSError):  # whoever read our stdout may be gone; the end must come all the same
+            print(
+                f"shutdown draining open_requests={service.admitted} "
+                f"grace_seconds={service.limits.drain_seconds:g}",
+                flush=True,
+            )
 
     def ready() -> None:
         print(f"startup ready url={server.url} model={service.facts.model}", flush=True)
