@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from mach.io.arch_registry import adapter_for
+from mach.io.config_file import ConfigFields
+from mach.io.model_tensors import model_tensors
+
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("mach-core", deadline=None)
 settings.load_profile("mach-core")
@@ -47,6 +51,10 @@ QWEN3_MOE = {
     "moe_intermediate_size": 64,
     "vocab_size": 256,
     "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "norm_topk_prob": True,
     "torch_dtype": "bfloat16",
 }
 QWEN3_5_MOE = {
@@ -91,6 +99,8 @@ GEMMA4 = {
     "text_config": {
         "hidden_size": 128,
         "num_hidden_layers": 4,
+        "intermediate_size": 128,
+        "hidden_size_per_layer_input": 0,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_global_key_value_heads": 1,
@@ -175,7 +185,15 @@ def per_expert_tensors(config: dict) -> dict:
     }
 
 
-OTHER_TENSORS = {"model.embed_tokens.weight": ("BF16", (256, 128)), "model.norm.weight": ("BF16", (128,))}
+def other_tensors(config: dict) -> dict:
+    """Everything but routed experts, in bf16; of deepseek_v4, which this version has no model for, a token."""
+    if config["model_type"] == "deepseek_v4":
+        return {"model.embed_tokens.weight": ("BF16", (256, 128)), "model.norm.weight": ("BF16", (128,))}
+    fields = ConfigFields(config, "config.json")
+    adapter = adapter_for(fields)
+    text = adapter.text_config(fields)
+    tensors = model_tensors(adapter.model_type, fields, text, adapter.moe_shape(fields))
+    return {name: ("BF16", extents) for name, extents in tensors}
 
 
 class CheckpointMaker:
@@ -198,7 +216,7 @@ class CheckpointMaker:
         if tensors is not None:
             write_safetensors(directory / "model.safetensors", tensors)
         for file in files:
-            (directory / file).write_text("{}")
+            (directory / file).write_text('{"model": {}}')
         return directory
 
 
@@ -220,14 +238,14 @@ def write_tensors() -> Callable[[Path, Tensors], None]:
 @pytest.fixture
 def stacked() -> Callable[..., dict]:
     return lambda config, bits=None, group_size=64: {
-        **OTHER_TENSORS,
+        **other_tensors(config),
         **stacked_tensors(config, bits, group_size),
     }
 
 
 @pytest.fixture
 def per_expert() -> Callable[[dict], dict]:
-    return lambda config: {**OTHER_TENSORS, **per_expert_tensors(config)}
+    return lambda config: {**other_tensors(config), **per_expert_tensors(config)}
 
 
 class StandIn(ThreadingHTTPServer):

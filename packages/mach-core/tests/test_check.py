@@ -185,15 +185,23 @@ def test_an_unknown_architecture_is_a_report_with_status_1(
     assert "\x1b" not in output
 
 
-def test_a_checkpoint_without_a_tokenizer_is_noted(
+def test_a_checkpoint_without_a_tokenizer_is_not_supported(
     run: Callable[..., tuple[int, Any]],
     families: dict[str, dict],
     make_checkpoint: Callable[..., Path],
     stacked: Callable[..., dict],
 ) -> None:
     config = families["qwen3_moe"]
-    _, report = run(make_checkpoint(config, stacked(config), files=()))
-    assert "no tokenizer" in report["notes"][0]
+    directory = make_checkpoint(config, stacked(config), files=("vocab.json",))
+    status, report = run(directory)
+    assert (status, report["supported"], report["serve_command"]) == (1, False, None)
+    for path in ("openai_http", "expert_streaming", "resident_stacked"):
+        assert statuses(report)[path] == "needs_artifact"
+    assert "no tokenizer (looked for tokenizer.json" in report["reason"]
+    (directory / "tokenizer.json").write_text("<html>")
+    status, report = run(directory)
+    assert (status, statuses(report)["openai_http"]) == (1, "blocked")
+    assert "tokenizer.json: not a tokenizers file" in report["reason"]
 
 
 def test_a_budget_below_one_tokens_experts_blocks_streaming(
@@ -304,7 +312,7 @@ def test_a_hub_repository_is_judged_from_metadata(
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
     directory = make_checkpoint(families["gemma4"], stacked(families["gemma4"]))
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
         stand_in.add(f"/org/model/resolve/v%2F1/{name}", (directory / name).read_bytes())
     status, report = run("org/model", "--revision", "v/1")
     assert (status, report["source"], report["layout"]["kind"]) == (0, "hub", "stacked")

@@ -65,10 +65,22 @@ def test_headers_alone_are_fetched_and_kept_by_commit(
     assert found.expert_bytes == 2 * 8 * 3 * 128 * 64 * 2
     assert not hub.notes
     for path, headers in stand_in.requests:
-        assert ("Range" in headers) == path.endswith(".safetensors")
+        assert ("Range" in headers) == path.endswith((".safetensors", "tokenizer.json"))
         assert headers["Authorization"] == "Bearer hf-secret"
     stand_in.requests.clear()
     assert fetch().inspection().expert_bytes == found.expert_bytes
+    assert asked(stand_in) == ["config.json"]
+
+
+def test_a_repository_without_a_tokenizer_is_seen(
+    stand_in: Any, publish: Callable[..., None], fetch: Callable[[], HubCheckpoint]
+) -> None:
+    publish()
+    del stand_in.pages[f"{PREFIX}/tokenizer.json"]
+    assert fetch().has_tokenizer is False
+    assert asked(stand_in).count("tokenizer.model") == 1
+    stand_in.requests.clear()
+    assert fetch().has_tokenizer is False, "what is absent is kept too"
     assert asked(stand_in) == ["config.json"]
 
 

@@ -28,7 +28,7 @@ def test_stacked_experts_of_every_family_are_tabled(
     module = found.expert_module(1, "up_proj")
     assert found.stacked[1]["up_proj"]["weight"] is found.tensors[f"{module}.weight"]
     assert set(found.stacked[0]["down_proj"]) == ({"weight", "scales", "biases"} if bits else {"weight"})
-    assert found.other_bytes == 256 * 128 * 2 + 128 * 2
+    assert found.other_bytes == sum(entry.nbytes for entry in found.others.values()) > 2 * 256 * 128
     assert found.expert_bytes + found.other_bytes == sum(t.nbytes for t in found.tensors.values())
     assert found.sidecar_directory is None
 

@@ -128,10 +128,15 @@ def test_an_index_must_match_the_shards(tmp_path: Path, write_tensors: Callable[
         ({"t": "../model-1.safetensors"}, "plain .safetensors"),
         ({"t": 5}, "not a file name"),
         ([], "weight_map is not an object"),
+        ({}, "weight_map is empty"),
     ]:
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(HeaderError, match=problem):
             read_headers(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"t": "model-1.safetensors"}}))
+    write_tensors(tmp_path / "model-2.safetensors", {"t": ("F32", (1,))})
+    with pytest.raises(HeaderError, match=r"model-2.safetensors: is not in"):
+        read_headers(tmp_path)
     index.write_text("<html>")
     with pytest.raises(ConfigError, match="not valid JSON"):
         read_headers(tmp_path)

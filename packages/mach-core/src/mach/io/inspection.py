@@ -61,6 +61,7 @@ class CheckpointInspection(NamedTuple):
             axis 0; empty unless the layout is `stacked`.
         expert_layer_bytes: layer → safetensors dtype → bytes of its routed experts' tensors.
         other_dtype_bytes: safetensors dtype → bytes; sums to `other_bytes`.
+        others: the tensors that are no routed experts', by name.
         headers_read: False if the weights' headers were out of reach, so that sizes are not known.
     """
 
@@ -79,6 +80,7 @@ class CheckpointInspection(NamedTuple):
     stacked: StackedExperts
     expert_layer_bytes: Mapping[int, Mapping[str, int]]
     other_dtype_bytes: Mapping[str, int]
+    others: Mapping[str, TensorEntry]
     headers_read: bool = True
 
     @property
@@ -168,6 +170,7 @@ def inspect_tensors(
         stacked=stacked,
         expert_layer_bytes=by_layer,
         other_dtype_bytes=others,
+        others={name: entry for name, entry in tensors.items() if name not in experts},
     )
 
 

@@ -60,7 +60,8 @@ class TensorEntry(NamedTuple):
 def read_headers(directory: str | os.PathLike[str]) -> dict[str, TensorEntry]:
     """Every tensor of a checkpoint directory's safetensors files; empty if it has none.
 
-    With an index file, its shards are read and must hold what it promises; without one, `model*.safetensors`,
+    With an index file, its shards are read and must hold what it promises, and there must be no other
+    `model*.safetensors`, as mlx-lm loads all of these and asks no index; without one, `model*.safetensors`,
     or failing that every `*.safetensors`.
 
     Raises:
@@ -233,6 +234,8 @@ def parse_index(document: dict[str, Any], path: str) -> dict[str, str]:
             path=path,
             field="weight_map",
         )
+    if not weight_map:
+        raise HeaderError(f"{path}: weight_map is empty: fetch it again", path=path, field="weight_map")
     names = set()
     for tensor, name in weight_map.items():
         if type(name) is not str:
@@ -253,6 +256,11 @@ def parse_index(document: dict[str, Any], path: str) -> dict[str, str]:
 def _shard_names(directory: str, weight_map: dict[str, str] | None) -> list[str]:
     if weight_map is not None:
         return sorted(set(weight_map.values()))
+    return _safetensors_files(directory)
+
+
+def _safetensors_files(directory: str) -> list[str]:
+    """The files `model*.safetensors`, or failing these every `*.safetensors`, in order."""
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".safetensors"))
     except FileNotFoundError:
@@ -275,4 +283,13 @@ def _check_index(directory: str, weight_map: dict[str, str], tensors: dict[str, 
                 "the index and the shards are not of one download",
                 path=path,
                 field=name,
+            )
+    for name in _safetensors_files(directory):
+        if name not in files and name.startswith("model"):
+            path = os.path.join(directory, name)
+            raise HeaderError(
+                f"{path}: is not in {INDEX_NAME}, but loading would put it over the others; it may be left from "
+                "another download: move it away",
+                path=path,
+                field="weight_map",
             )

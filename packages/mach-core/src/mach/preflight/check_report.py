@@ -15,9 +15,10 @@ from mach.io.arch_adapter import MoeArchAdapter
 from mach.io.arch_registry import REGISTRY, arch_summary
 from mach.io.checkpoint_path import bundled_directory, checkpoint_directory
 from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.io.tokenizer_files import TOKENIZER_FILES, tokenizer_problem
 from mach.preflight.bandwidth import cached_bandwidth, remember_bandwidth
 from mach.preflight.draft_probe import DraftProbe, probe_draft
-from mach.preflight.gates import BLOCKED, ENGINE_PATHS, OK, Verdict, load_gate
+from mach.preflight.gates import BLOCKED, ENGINE_PATHS, NEEDS_ARTIFACT, OK, Verdict, load_gate
 from mach.preflight.kv_cache_bytes import context_length
 from mach.preflight.machine import this_machine
 from mach.preflight.memory import MemoryEstimate, ModeEstimate, estimate_memory
@@ -28,6 +29,7 @@ from mach.settings import CoreSettings
 from mach.version import __version__
 
 SCHEMA_VERSION = 1
+SERVING_PATHS = ("openai_http", "expert_streaming", "resident_stacked")
 Report = dict[str, Any]
 
 
@@ -59,6 +61,7 @@ class _Subject(NamedTuple):
     commit: str | None
     inspection: CheckpointInspection
     sidecar: SidecarProbe
+    tokenizer: Verdict
     notes: tuple[str, ...]
 
 
@@ -94,6 +97,9 @@ def check_report(model: str, options: CheckOptions, settings: CoreSettings) -> R
     if options.draft_dir is not None:
         draft = probe_draft(options.draft_dir, adapter, inspection.shape)
     verdicts = judge_paths(adapter, inspection, subject.sidecar, draft)
+    if subject.tokenizer.status != OK:
+        # No path starts without one; those that are blocked anyway keep their own reason.
+        verdicts |= {path: subject.tokenizer for path in SERVING_PATHS if verdicts[path].status == OK}
     memory = _memory(subject, options, draft)
     if memory is not None:
         verdicts["expert_streaming"] = _with_budget(verdicts["expert_streaming"], memory, subject, options)
@@ -101,6 +107,8 @@ def check_report(model: str, options: CheckOptions, settings: CoreSettings) -> R
     mode = "resident" if verdicts["expert_streaming"].status != OK and supported else "streaming"
     speed = _speed(subject, memory, options, settings) if mode == "streaming" else None
     reason = "registered architecture" if supported else verdicts["expert_streaming"].reason
+    if not supported and verdicts["openai_http"].status == OK:
+        verdicts["openai_http"] = verdicts["expert_streaming"]
     return {
         "schema_version": SCHEMA_VERSION,
         "mach_version": __version__,
@@ -146,23 +154,39 @@ def _subject(model: str, options: CheckOptions, settings: CoreSettings) -> _Subj
             commit=hub.commit or None,
             inspection=inspection,
             sidecar=hub.sidecar(inspection),
+            tokenizer=_hub_tokenizer(hub.has_tokenizer),
             notes=hub.notes,
         )
     path = checkpoint_directory(directory, tokenizer=False)
     inspection = inspect_checkpoint(path)
-    try:
-        checkpoint_directory(directory)
-        notes: tuple[str, ...] = ()
-    except CheckpointNotFoundError as error:
-        notes = (f"loading will fail: {error}",)
     return _Subject(
         source=source,
         directory=path,
         commit=None,
         inspection=inspection,
         sidecar=probe_sidecar(inspection),
-        notes=notes,
+        tokenizer=_tokenizer(path),
+        notes=(),
     )
+
+
+def _hub_tokenizer(there: bool | None) -> Verdict:
+    if there is False:
+        return Verdict(
+            NEEDS_ARTIFACT,
+            f"the repository has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): copy it from the "
+            "model that this checkpoint was made from",
+        )
+    return Verdict(OK, "a tokenizer is there" if there else "not looked at")
+
+
+def _tokenizer(path: str) -> Verdict:
+    try:
+        checkpoint_directory(path)
+    except CheckpointNotFoundError as error:
+        return Verdict(NEEDS_ARTIFACT, str(error))
+    problem = tokenizer_problem(path)
+    return Verdict(OK, "tokenizer files are there") if problem is None else Verdict(BLOCKED, problem)
 
 
 def _unsupported(model: str, error: UnknownArchitectureError) -> Report:

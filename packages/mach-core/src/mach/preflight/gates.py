@@ -12,6 +12,7 @@ from typing import NamedTuple
 from mach.io.arch_adapter import MoeArchAdapter
 from mach.io.arch_registry import continuous_batching_for
 from mach.io.inspection import CheckpointInspection
+from mach.io.model_tensors import weights_problem
 from mach.io.quantization import MLX_MODES, RoutedQuantization
 from mach.preflight.draft_probe import DraftProbe
 from mach.preflight.sidecar_probe import SidecarProbe, probe_sidecar
@@ -80,9 +81,11 @@ def streaming_gate(
     if probe.present:
         if not probe.valid:
             return Verdict(BLOCKED, f"the sidecar is not usable: {probe.reason}")
+        if problem := _incomplete(inspection):
+            return Verdict(BLOCKED, problem)
         return Verdict(OK, "expert-sidecar streaming")
     if inspection.layout == "stacked" and adapter.stacked_supported:
-        if problem := _unreadable(inspection):
+        if problem := _unreadable(inspection) or _incomplete(inspection):
             return Verdict(BLOCKED, problem)
         return Verdict(OK, f"lazy per-expert slices of the stacked layout; for aligned records {EXPORT_HINT}")
     if not inspection.headers_read:
@@ -108,7 +111,7 @@ def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | No
     if (loads := load_gate(adapter)).status != OK:
         return loads
     if inspection.layout == "stacked":
-        if problem := _unreadable(inspection):
+        if problem := _unreadable(inspection) or _incomplete(inspection):
             return Verdict(BLOCKED, problem)
         return Verdict(OK, "stacked-layout checkpoint usable for resident serving")
     if not inspection.headers_read:
@@ -208,6 +211,14 @@ def _unreadable(inspection: CheckpointInspection) -> str | None:
                 if entry.dtype not in EXPERT_DTYPES:
                     return f"expert tensors of dtype {entry.dtype} cannot be read: convert the checkpoint"
     return None
+
+
+def _incomplete(inspection: CheckpointInspection) -> str | None:
+    """Why the weights besides routed experts cannot be loaded, or None, also where no header was read."""
+    if not inspection.headers_read:
+        return None
+    model_type, text = inspection.adapter.model_type, inspection.text_config
+    return weights_problem(model_type, inspection.config, text, inspection.shape, inspection.others)
 
 
 def _in_engine(path: str, verdict: Verdict) -> Verdict:

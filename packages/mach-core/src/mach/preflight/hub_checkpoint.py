@@ -34,6 +34,7 @@ from mach.io.safetensors_header import (
     parse_index,
 )
 from mach.io.sidecar_layout import parse_layout
+from mach.io.tokenizer_files import TOKENIZER_FILES
 from mach.preflight.sidecar_probe import ABSENT, SidecarProbe, match_config
 from mach.settings import CoreSettings
 
@@ -54,6 +55,7 @@ class HubCheckpoint(NamedTuple):
         tensors: every tensor, or None if headers were out of reach.
         names: tensor names of the index file, empty without one.
         layout_raw: expert_sidecar/layout.json, or None.
+        has_tokenizer: whether it has a tokenizer that loading can use; None if that was out of reach.
         location: URL under which its files lie.
         commit: the commit that was looked at, or the revision asked for.
         notes: what could not be looked at.
@@ -63,6 +65,7 @@ class HubCheckpoint(NamedTuple):
     tensors: Mapping[str, TensorEntry] | None
     names: tuple[str, ...]
     layout_raw: bytes | None
+    has_tokenizer: bool | None
     location: str
     commit: str
     notes: tuple[str, ...]
@@ -135,6 +138,7 @@ class _Fetcher:
             tensors=self._headers(shards),
             names=tuple(weight_map),
             layout_raw=layout,
+            has_tokenizer=self._has_tokenizer(),
             location=self.location,
             commit=self.commit,
             notes=tuple(self.notes),
@@ -186,6 +190,24 @@ class _Fetcher:
             body = b""  # kept in the cache as "absent"
         self._store(name, body)
         return body or None
+
+    def _has_tokenizer(self) -> bool | None:
+        """By the first byte of each file that would do."""
+        for name in TOKENIZER_FILES:
+            kept = f"{name}.first"
+            first = self._load(kept)
+            if first is None:
+                try:
+                    first = self._get(name, 1, (0, 0)).body
+                except FetchError as error:
+                    if error.status != 404:
+                        self.notes.append(f"{name} was not looked at: {error}")
+                        return None
+                    first = b""
+                self._store(kept, first)
+            if first:
+                return True
+        return False
 
     def _headers(self, shards: list[str]) -> dict[str, TensorEntry] | None:
         """Every shard's tensors, or None with a note if the hub does not give headers."""
