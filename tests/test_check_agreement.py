@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 
 from mach.errors import MachError
+from mach.io.arch_registry import adapter_for
 from mach.io.checkpoint_path import resolve_checkpoint
-from mach.io.inspection import inspect_checkpoint
+from mach.io.config_file import ConfigFields, read_config
+from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
+from mach.io.model_tensors import model_tensors
 from mach.preflight.check_report import CheckOptions, check_report
 from mach.settings import CoreSettings
 from mach_decode.loader import load_streaming_or_stacked
@@ -104,7 +109,12 @@ def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
     """A checkpoint as published: bfloat16 experts one by one, or with gate and up in one tensor."""
     hidden, width = config["hidden_size"], config["moe_intermediate_size"]
     experts, layers = config["num_experts"], config["num_hidden_layers"]
-    tensors = {"model.norm.weight": mx.zeros((hidden,), mx.bfloat16)}
+    fields = ConfigFields(config, "config.json")
+    shape = adapter_for(fields).moe_shape(fields)
+    tensors = {
+        name: mx.zeros(extents, mx.bfloat16)
+        for name, extents in model_tensors("qwen3_moe", fields, fields, shape)
+    }
     for layer in range(layers):
         block = f"model.layers.{layer}.mlp.experts"
         if fused:
@@ -135,7 +145,7 @@ def test_check_agrees_with_loading_raw_checkpoints(fused: bool, tmp_path: Path) 
         streaming = next(row for row in report["paths"] if row["path"] == "expert_streaming")
         assert streaming["status"] == "needs_artifact"
         export_sidecar(tmp_path / "raw", tmp_path / "raw" / "expert_sidecar", bits=4)
-        assert check(tmp_path / "raw", tmp_path)["supported"], "an exported sidecar makes it servable"
+        assert agree(tmp_path / "raw", tmp_path)["supported"], "an exported sidecar makes it servable"
 
 
 def test_check_agrees_with_loading_deepseek_v4_which_this_version_does_not_have(tmp_path: Path) -> None:
@@ -147,6 +157,116 @@ def test_check_agrees_with_loading_deepseek_v4_which_this_version_does_not_have(
     report = agree(tmp_path / "raw", tmp_path)
     assert not report["supported"]
     assert "no model for deepseek_v4" in report["paths"][0]["reason"]
+
+
+def change_config(directory: Path, **changes: object) -> None:
+    """Set or (with None) remove fields of the language model's config."""
+    config = json.loads((directory / "config.json").read_text())
+    text = config.get("text_config", config)
+    for name, value in changes.items():
+        if value is None:
+            del text[name]
+        else:
+            text[name] = value
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def change_tensors(directory: Path, lost: str = "", **added: mx.array) -> None:
+    """Drop the tensors with `lost` in their names, add others."""
+    path = str(directory / "model.safetensors")
+    tensors = dict(mx.load(path))
+    mx.eval(list(tensors.values()))
+    kept = {name: array for name, array in tensors.items() if not lost or lost not in name}
+    assert not lost or len(kept) < len(tensors)
+    mx.save_safetensors(path, kept | added)
+
+
+def stale_shard(directory: Path) -> None:
+    """An index, and a shard that it does not name."""
+    names = [name for name in mx.load(str(directory / "model.safetensors"))]
+    index = {"weight_map": dict.fromkeys(names, "model.safetensors")}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copyfile(directory / "model.safetensors", directory / "model-2.safetensors")
+
+
+ODDITIES = {
+    "no tokenizer": lambda d: (d / "tokenizer.json").unlink(),
+    "a tokenizer that cannot be read": lambda d: (d / "tokenizer.json").rename(d / "vocab.json"),
+    "a page for a tokenizer": lambda d: (d / "tokenizer.json").write_text("<html>"),
+    "a broken tokenizer_config": lambda d: (d / "tokenizer_config.json").write_text("["),
+    "no vocabulary": lambda d: change_config(d, vocab_size=None),
+    "another vocabulary": lambda d: change_config(d, vocab_size=512),
+    "more heads": lambda d: change_config(d, num_attention_heads=8),
+    "no attention": lambda d: change_tensors(d, "self_attn.q_proj"),
+    "no scales": lambda d: change_tensors(d, "self_attn.q_proj.scales"),
+    "no norm": lambda d: change_tensors(d, "model.norm"),
+    "a tensor too many": lambda d: change_tensors(d, surplus=mx.zeros((2,))),
+    "weights of another name": lambda d: (d / "model.safetensors").rename(d / "weights.safetensors"),
+    "a stale shard": stale_shard,
+    "code of its own": lambda d: change_config(d, model_file="model.py"),
+}
+
+
+@pytest.mark.parametrize("oddity", ODDITIES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_agrees_with_loading_odd_checkpoints(family: str, oddity: str, tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / f"{family}.json").read_text())
+    config["quantization"] = PACKINGS["affine 4-bit"]
+    write_synthetic_checkpoint(tmp_path / "odd", config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    write_stacked_checkpoint(tmp_path / "odd", tmp_path / "stacked")
+    for directory in (tmp_path / "odd", tmp_path / "stacked"):
+        ODDITIES[oddity](directory)
+        try:
+            agree(directory, tmp_path)
+        except MachError as error:
+            print(error)
+            assert not any(outcomes(directory).values())
+
+
+@pytest.mark.parametrize(
+    "name", ["num_experts", "head_dim", "rope_theta", "norm_topk_prob", "decoder_sparse_step"]
+)
+def test_check_asks_for_the_fields_that_loading_needs(name: str, tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+    directory = tmp_path / "checkpoint"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    changes = {"num_local_experts": 8} if name == "num_experts" else {}
+    change_config(directory, **{name: None}, **changes)
+    with pytest.raises(MachError, match=f"config.json: {name} is missing"):
+        check(directory, tmp_path)
+    assert not any(outcomes(directory).values())
+
+
+VARIANTS = {
+    "qwen3_moe": [{}, {"tie_word_embeddings": True}, {"mlp_only_layers": [1]}, {"decoder_sparse_step": 2}],
+    "qwen3_5_moe": [
+        {},
+        {"tie_word_embeddings": True, "attention_bias": True},
+        {"full_attention_interval": 2, "linear_num_value_heads": 8, "head_dim": 64},
+    ],
+    "gpt_oss": [{}, {"num_key_value_heads": 1}],
+    "gemma4": [
+        {},
+        {"tie_word_embeddings": False, "attention_k_eq_v": False, "num_global_key_value_heads": None},
+        {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16},
+        {"layer_types": None, "global_head_dim": None},
+    ],
+}
+
+
+@pytest.mark.parametrize(("family", "changes"), [(f, c) for f, found in VARIANTS.items() for c in found])
+def test_the_tables_of_tensors_are_the_models(family: str, changes: dict, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((CONFIGS / f"{family}.json").read_text())
+    change_config(tmp_path, **changes)
+    config = read_config(tmp_path)
+    adapter = adapter_for(config)
+    text, shape = adapter.text_config(config), adapter.moe_shape(config)
+    wanted = dict(model_tensors(family, config, text, shape))
+    module = import_module(adapter.mlx_lm_module)
+    model = module.Model(module.ModelArgs.from_dict(json.loads((tmp_path / "config.json").read_text())))
+    names = ExpertTensorNames(adapter)
+    parameters = tree_flatten(model.parameters())
+    assert wanted == {name: array.shape for name, array in parameters if names.place(name) is None}
 
 
 @pytest.mark.parametrize("path", NOT_SERVED)

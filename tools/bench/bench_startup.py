@@ -17,9 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from math import prod
 from pathlib import Path
 
 from bench_record import append_rows
+
+from mach.io.arch_registry import adapter_for
+from mach.io.config_file import ConfigFields
+from mach.io.model_tensors import model_tensors
 
 CHECKPOINTS = 50
 LARGE = {"layers": 62, "experts": 403, "shards": 200}
@@ -37,7 +42,15 @@ CONFIG = {
     "moe_intermediate_size": 64,
     "vocab_size": 256,
     "max_position_embeddings": 4096,
+    "intermediate_size": 256,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
 }
+TOKENIZER = '{"model": {}}'
 
 
 def make_checkpoint(directory: Path) -> None:
@@ -53,9 +66,14 @@ def make_checkpoint(directory: Path) -> None:
                 "data_offsets": [offset, offset + size],
             }
             offset += size
+    config = ConfigFields(CONFIG, "config.json")
+    for name, shape in model_tensors("qwen3_moe", config, config, adapter_for(config).moe_shape(config)):
+        size = 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
     raw = json.dumps(header).encode()
     (directory / "config.json").write_text(json.dumps(CONFIG))
-    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer.json").write_text(TOKENIZER)
     with open(directory / "model.safetensors", "wb") as handle:
         handle.write(len(raw).to_bytes(8, "little") + raw)
         handle.truncate(8 + len(raw) + offset)
@@ -72,7 +90,7 @@ def make_large_checkpoint(directory: Path) -> int:
         "quantization_config": {"quant_method": "fp8"},
     }
     (directory / "config.json").write_text(json.dumps(config))
-    (directory / "tokenizer.json").write_text("{}")
+    (directory / "tokenizer.json").write_text(TOKENIZER)
     tensors = [
         (f"model.layers.{layer}.mlp.experts.{expert}.{projection}.{name}", dtype, shape, size)
         for layer in range(LARGE["layers"])

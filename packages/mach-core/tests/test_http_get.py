@@ -1,3 +1,5 @@
+import socket
+import threading
 import time
 from typing import Any
 
@@ -72,3 +74,23 @@ def test_urls_and_tokens_that_cannot_be_used_are_clear_errors(url: str, token: s
 
 def test_a_shown_url_has_no_secrets() -> None:
     assert shown_url(f"https://user:{SECRET}@host:8080/a/b?key={SECRET}#x") == "https://host:8080/a/b"
+
+
+def test_headers_that_drip_in_are_given_up_at_the_deadline() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stop = threading.Event()
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                while not stop.wait(0.05):
+                    connection.sendall(b"H")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        begin = time.monotonic()
+        with pytest.raises(FetchError, match="too slow"):
+            http_get(f"http://127.0.0.1:{server.getsockname()[1]}/", max_bytes=10, deadline=0.2)
+        assert time.monotonic() - begin < 5
+        stop.set()
+        thread.join()

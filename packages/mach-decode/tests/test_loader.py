@@ -127,7 +127,7 @@ def test_a_config_that_makes_no_sense_is_refused(
 def test_a_config_that_contradicts_the_weights_is_refused(sliced, copy_checkpoint) -> None:
     directory = change_config(copy_checkpoint(sliced), head_dim=64)
     before = open_experts()
-    with pytest.raises(StoreError, match="the weights do not fit the model"):
+    with pytest.raises(StoreError, match="the weights or config.json do not fit the model"):
         load_moe(directory)
     assert open_experts() == before
 

@@ -37,7 +37,7 @@ def test_a_missing_weight_is_an_error_that_names_the_directory_and_the_tensor(
     mx.eval(tensors)
     del tensors["model.norm.weight"]
     mx.save_safetensors(path, tensors, {"format": "mlx"})
-    with pytest.raises(StoreError, match=r"copy: the weights do not fit the model: (.|\n)*model.norm.weight"):
+    with pytest.raises(StoreError, match=r"copy: the weights or config.json do not fit the model: (.|\n)*model.norm.weight"):
         build_model(directory, REGISTRY["qwen3_moe"], (0, 1), lambda _layer, _original: Nothing())
 
 

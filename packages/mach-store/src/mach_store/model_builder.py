@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import load_model
 
+from mach.errors import MachError
 from mach.io.arch_adapter import MoeArchAdapter
 from mach.io.inspection import ExpertTensorNames
 from mach_store.errors import StoreError
@@ -70,8 +71,11 @@ def build_model(
 
     try:
         model, config = load_model(directory, lazy=True, get_model_classes=classes)
-    except (ValueError, KeyError, TypeError, FileNotFoundError, RuntimeError) as error:
-        raise StoreError(f"{directory}: the weights do not fit the model: {error}") from error
+    except MachError:
+        raise
+    except Exception as error:  # mlx-lm's models raise whatever a strange config makes them stumble over
+        reason = str(error) or type(error).__name__
+        raise StoreError(f"{directory}: the weights or config.json do not fit the model: {reason}") from error
     if compute_dtype() == mx.float32:
         model.set_dtype(mx.float32)
     mx.eval(model.parameters())

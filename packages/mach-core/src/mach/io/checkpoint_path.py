@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from mach.errors import CheckpointNotFoundError
 from mach.io.config_file import CONFIG_NAME
 from mach.io.entry_points import entry_points
-from mach.io.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CHECKPOINT_GROUP = "mach.checkpoints"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json")
+"""Any shows that this is a whole checkpoint; which of them can be used is `tokenizer_files`' business."""
 
 
 def resolve_checkpoint(name_or_path: str | os.PathLike[str], *, tokenizer: bool = True) -> Path:
@@ -76,7 +77,7 @@ def _require_files(directory: str, tokenizer: bool) -> None:
         raise CheckpointNotFoundError(
             f"{directory}: no {CONFIG_NAME}, so this is not a checkpoint directory", path=directory
         )
-    if tokenizer and not has_tokenizer(directory):
+    if tokenizer and not names.intersection(TOKENIZER_FILES):
         raise CheckpointNotFoundError(
             f"{directory}: no tokenizer (looked for {', '.join(TOKENIZER_FILES)}); copy it from the model "
             "that this checkpoint was made from",

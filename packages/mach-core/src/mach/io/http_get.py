@@ -7,6 +7,7 @@ login page are part of the world. A token is sent to the host asked for and not 
 from __future__ import annotations
 
 import http.client
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -59,6 +60,35 @@ def http_get(
         FetchError: anything but a complete 200 or 206.
     """
     shown = shown_url(url)
+    found: list[Response | BaseException] = []
+
+    def fetch() -> None:
+        try:
+            found.append(_fetch(url, shown, token, max_bytes, timeout, deadline, byte_range))
+        except BaseException as error:
+            found.append(error)
+
+    # A socket's timeout starts anew with every byte, so dripping headers could take for ever: the thread is
+    # left to itself then, and dies with the process.
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(deadline + 0.5)
+    if not found:
+        raise FetchError(f"{shown}: too slow, given up")
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def _fetch(
+    url: str,
+    shown: str,
+    token: str | None,
+    max_bytes: int,
+    timeout: float,
+    deadline: float,
+    byte_range: tuple[int, int] | None,
+) -> Response:
     end = time.monotonic() + deadline
     # Before urllib sees it: that would open file: and ftp: URLs too.
     if not url.startswith(("http://", "https://")):

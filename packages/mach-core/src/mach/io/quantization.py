@@ -13,7 +13,7 @@ from mach.io.config_file import ConfigFields
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
-AFFINE_GROUP_SIZES = (16, 32, 64, 128)
+AFFINE_GROUP_SIZES = (32, 64, 128)
 # MLX's block formats have one shape each: mode → (bits, group size).
 BLOCK_MODES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 MLX_MODES = ("affine", *BLOCK_MODES)

@@ -288,8 +288,8 @@ def _check_index(directory: str, weight_map: dict[str, str], tensors: dict[str, 
         if name not in files and name.startswith("model"):
             path = os.path.join(directory, name)
             raise HeaderError(
-                f"{path}: is not in {INDEX_NAME}, but loading would put it over the others; it may be left from "
-                "another download: move it away",
+                f"{path}: is not in {INDEX_NAME}, but loading would put it over the others; it may be left "
+                "from another download: move it away",
                 path=path,
                 field="weight_map",
             )

@@ -15,7 +15,7 @@ from mach.io.arch_adapter import MoeArchAdapter
 from mach.io.arch_registry import REGISTRY, arch_summary
 from mach.io.checkpoint_path import bundled_directory, checkpoint_directory
 from mach.io.inspection import CheckpointInspection, inspect_checkpoint
-from mach.io.tokenizer_files import TOKENIZER_FILES, tokenizer_problem
+from mach.io.tokenizer_files import TOKENIZER_FILES, has_tokenizer, tokenizer_problem
 from mach.preflight.bandwidth import cached_bandwidth, remember_bandwidth
 from mach.preflight.draft_probe import DraftProbe, probe_draft
 from mach.preflight.gates import BLOCKED, ENGINE_PATHS, NEEDS_ARTIFACT, OK, Verdict, load_gate
@@ -31,6 +31,12 @@ from mach.version import __version__
 SCHEMA_VERSION = 1
 SERVING_PATHS = ("openai_http", "expert_streaming", "resident_stacked")
 Report = dict[str, Any]
+
+_NO_TOKENIZER = Verdict(
+    NEEDS_ARTIFACT,
+    f"no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): copy it from the model that this checkpoint "
+    "was made from",
+)
 
 
 class CheckOptions(NamedTuple):
@@ -171,20 +177,14 @@ def _subject(model: str, options: CheckOptions, settings: CoreSettings) -> _Subj
 
 
 def _hub_tokenizer(there: bool | None) -> Verdict:
-    if there is False:
-        return Verdict(
-            NEEDS_ARTIFACT,
-            f"the repository has no tokenizer (looked for {', '.join(TOKENIZER_FILES)}): copy it from the "
-            "model that this checkpoint was made from",
-        )
-    return Verdict(OK, "a tokenizer is there" if there else "not looked at")
+    if there is None:
+        return Verdict(OK, "not looked at")
+    return Verdict(OK, "a tokenizer is there") if there else _NO_TOKENIZER
 
 
 def _tokenizer(path: str) -> Verdict:
-    try:
-        checkpoint_directory(path)
-    except CheckpointNotFoundError as error:
-        return Verdict(NEEDS_ARTIFACT, str(error))
+    if not has_tokenizer(path):
+        return _NO_TOKENIZER
     problem = tokenizer_problem(path)
     return Verdict(OK, "tokenizer files are there") if problem is None else Verdict(BLOCKED, problem)
 

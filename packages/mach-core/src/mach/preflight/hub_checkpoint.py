@@ -17,7 +17,7 @@ from urllib.parse import quote
 from mach.errors import CheckpointError, HeaderError
 from mach.io.arch_registry import adapter_for
 from mach.io.config_file import CONFIG_NAME, MAX_CONFIG_BYTES, ConfigFields, parse_json_object
-from mach.io.http_get import FetchError, Response, http_get
+from mach.io.http_get import FetchError, Response, http_get, shown_url
 from mach.io.inspection import (
     SIDECAR_DIRECTORY,
     SIDECAR_LAYOUT,
@@ -109,7 +109,8 @@ class _Fetcher:
     """One repository at one revision, with its cache directory."""
 
     def __init__(self, repo: str, revision: str, settings: CoreSettings) -> None:
-        self.location = f"{settings.hub_endpoint}/{repo}/resolve/{quote(revision, safe='')}"
+        self.base = f"{settings.hub_endpoint}/{repo}/resolve/{quote(revision, safe='')}"
+        self.location = shown_url(self.base)  # for messages: an endpoint may hold a password
         self.repo = repo
         self.token = settings.hub_token
         self.root = os.path.join(settings.cache_root, "preflight", repo.replace("/", "--"))
@@ -248,7 +249,7 @@ class _Fetcher:
         left = self.end - time.monotonic()
         if left <= 0:
             raise FetchError(f"{self.location}: too slow, given up after {TOTAL_SECONDS:.0f} s")
-        url = f"{self.location}/{quote(name)}"
+        url = f"{self.base}/{quote(name)}"
         return http_get(
             url, token=self.token, max_bytes=max_bytes, deadline=min(left, 30.0), byte_range=byte_range
         )
