@@ -25,7 +25,7 @@ PUBLIC = {
         "detect_arch",
         "registry_summary",
     ],
-    "mach.io.load": ["load", "load_moe"],
+    "mach.io.load": ["_swap_switch_mlp", "load", "load_moe"],
     "mach.io.gather_switch_glu": ["GatherSwitchGLU"],
     "mach.io.expert_bank": ["BankCache", "LayerExpertBank"],
     "mach.server.production_app": ["create_app"],

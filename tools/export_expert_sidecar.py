@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     options = parser.parse_args(arguments)
     if options.verify is not None:
+        if options.checkpoint is not None or options.output is not None:
+            parser.error("--verify stands alone: it checks a sidecar and exports nothing")
         bad = verify_sidecar(str(options.verify), _progress)
         for record in bad:
             print(record, file=sys.stderr)

@@ -8,6 +8,7 @@ mach-archs`, everything after that line is replaced by what the command prints (
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -26,4 +27,7 @@ def _run(match: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     README.write_text(BLOCK.sub(_run, README.read_text()))

@@ -144,7 +144,7 @@ def rows_of(speeds: dict[tuple[str, int], list[float]], records: int) -> list[di
             {
                 "date": datetime.date.today().isoformat(),
                 "nproc": os.cpu_count() or 0,
-                "kernel": f"{platform.system()} {platform.release()}",
+                "kernel": f"{platform.system()} {platform.release().split('-')[0]}",
                 "build": f"{info['compiler']}, crc32 {info['crc32']}, mlx {info['mlx']}",
                 "what": what,
                 "threads": threads,

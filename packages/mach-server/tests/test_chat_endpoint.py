@@ -218,7 +218,7 @@ def test_a_full_queue_refuses_with_retry_after(start_server, endless_engine, eve
 def test_a_client_that_never_reads_is_cancelled_and_buffers_stay_bounded(
     start_server, endless_engine, eventually
 ) -> None:
-    limits = Limits(client_buffer_events=8, send_buffer_bytes=4096, shutdown_seconds=1.0)
+    limits = Limits(client_buffer_events=8, send_buffer_bytes=4096)
     server = start_server(engine=endless_engine, limits=limits)
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

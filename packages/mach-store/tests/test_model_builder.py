@@ -37,14 +37,16 @@ def test_a_missing_weight_is_an_error_that_names_the_directory_and_the_tensor(
     mx.eval(tensors)
     del tensors["model.norm.weight"]
     mx.save_safetensors(path, tensors, {"format": "mlx"})
-    with pytest.raises(StoreError, match=r"copy: the weights or config.json do not fit the model: (.|\n)*model.norm.weight"):
+    with pytest.raises(
+        StoreError, match=r"copy: the weights or config.json do not fit the model: (.|\n)*model.norm.weight"
+    ):
         build_model(directory, REGISTRY["qwen3_moe"], (0, 1), lambda _layer, _original: Nothing())
 
 
 def test_a_checkpoint_without_weights_is_an_error(checkpoints, copy_checkpoint) -> None:
     directory = copy_checkpoint(checkpoints.engine())
     (directory / "model.safetensors").unlink()
-    with pytest.raises(StoreError, match="No safetensors found"):
+    with pytest.raises(StoreError, match="put them back"):
         build_model(directory, REGISTRY["qwen3_moe"], (0, 1), lambda _layer, _original: Nothing())
 
 

@@ -246,3 +246,27 @@ def test_a_trailing_slash_names_the_same_directory(tmp_path, schema) -> None:
     assert os.listdir(tmp_path) == ["sidecar"]
     document = json.loads((tmp_path / "sidecar" / "layout.json").read_bytes())
     assert (document["model_type"], document["layers"][0]["file"]) == ("gpt_oss", "layer_03.bin")
+
+
+@pytest.mark.parametrize("kind", ["a checkpoint", "a file", "a link"])
+def test_an_output_that_is_no_sidecar_is_refused_and_kept(tmp_path, kind) -> None:
+    output = tmp_path / "precious"
+    if kind == "a file":
+        output.write_text("thesis")
+    elif kind == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        output.symlink_to(tmp_path / "elsewhere")
+    else:
+        output.mkdir()
+        (output / "thesis.txt").write_text("thesis")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    with pytest.raises(SidecarExportError, match="precious: (holds thesis.txt|is not a directory)"):
+        SidecarWriter(str(output), model_type="qwen3_moe", alignment=512, fingerprint="x")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_an_empty_directory_may_become_a_sidecar(tmp_path) -> None:
+    (tmp_path / "new").mkdir()
+    SidecarWriter(str(tmp_path / "new"), model_type="qwen3_moe", alignment=512, fingerprint="x").__exit__(
+        None, None, None
+    )

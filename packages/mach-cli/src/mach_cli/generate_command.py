@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -16,11 +17,14 @@ from mach_store.machine_memory import peak_rss_bytes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console script; returns the exit status: 0 done, 2 refused, 130 interrupted."""
-    return run_command("mach-generate", _main, arguments)
+    return run_command("mach-generate", run, arguments)
 
 
-def _main(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """The command itself; what it raises is for its caller to report."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no failure
     request_of = SamplingParams(
         temperature=options.temperature,
         top_p=options.top_p,
@@ -62,17 +66,23 @@ def _main(arguments: Sequence[str]) -> int:
 def _figures_line(figures: GenerationFigures, reason: FinishReason, residency: str) -> str:
     return (
         f"prompt {figures.prompt_tokens} tokens, {figures.prompt_tokens_per_second:.1f} tok/s; "
-        f"decode {figures.completion_tokens} tokens, {figures.decode_tokens_per_second:.1f} tok/s; "
+        f"decode {figures.completion_tokens} tokens, {_speed(figures)} tok/s; "
         f"first token {figures.first_token_seconds * 1000:.0f} ms; "
         f"experts {residency}, hit rate {figures.hit_rate:.3f}, {figures.bytes_read / 1e6:.2f} MB read; "
         f"peak memory {peak_rss_bytes() / 1e6:.0f} MB; finish {reason}"
     )
 
 
+def _speed(figures: GenerationFigures) -> str:
+    """Decode speed; a single token, which prefill brings, has none."""
+    return f"{figures.decode_tokens_per_second:.1f}" if figures.completion_tokens > 1 else "-"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mach-generate",
         description="Generate text once, without a server. Text goes to stdout, figures to stderr.",
+        allow_abbrev=False,
     )
     parser.add_argument("model", help="checkpoint directory, installed name (mach-pico) or hub repository")
     parser.add_argument("--prompt", required=True, help="text to continue, or with --chat the user's message")

@@ -90,18 +90,24 @@ class Generation:
         if chosen is None:
             chosen = self._choose_after(mx.array(self.tokens[-1] if made else prompt[-1]), made)
         self._prefilled, self._ahead = len(prompt), None
-        if made + 1 < self._limit and self._can_look_ahead():
+        ahead = made + 1 < self._limit and self._can_look_ahead()
+        if ahead and made:
             # The next pass is queued before this token is known to the host, which so never keeps the device
             # waiting. After an end token it is thrown away.
-            self._ahead = self._choose_after(chosen, made + 1)
-            mx.async_eval(self._ahead)  # type: ignore[no-untyped-call]
+            self._queue_after(chosen, made + 1)
         token = cast(int, chosen.item())
         self._last_token = time.perf_counter()
         if not made:
             self._first_token = self._last_token
+            if ahead:  # only now: the first token should not wait for the second
+                self._queue_after(chosen, 1)
         self.tokens.append(token)
         self._seen.add(token)
         return token
+
+    def _queue_after(self, last: mx.array, made: int) -> None:
+        self._ahead = self._choose_after(last, made)
+        mx.async_eval(self._ahead)  # type: ignore[no-untyped-call]
 
     def _choose_after(self, last: mx.array, made: int) -> mx.array:
         """The token after `last`, when `made` tokens have been generated before it; not evaluated."""

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from mlx_lm import load as mlx_lm_load
 from mlx_lm.utils import load_config, load_tokenizer
 
-from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.io.inspection import CheckpointInspection, find_sidecar, inspect_checkpoint
 from mach.preflight.gates import OK, Verdict, resident_gate, streaming_gate
 from mach.preflight.sidecar_probe import match_config
 from mach_decode.checkpoint_download import obtain_checkpoint
@@ -72,7 +72,12 @@ def load(checkpoint: str) -> tuple[nn.Module, Any]:
     Args:
         checkpoint: a directory, the name of an installed checkpoint, or a Hugging Face repo id.
     """
-    model, tokenizer = mlx_lm_load(str(obtain_checkpoint(checkpoint)))
+    directory = obtain_checkpoint(checkpoint)
+    if find_sidecar(str(directory)) is not None and inspect_checkpoint(directory).layout == "sliced":
+        raise ResidencyError(
+            f"{directory}: its experts are in a sidecar, which mlx-lm does not read: use load_moe"
+        )
+    model, tokenizer = mlx_lm_load(str(directory))
     return model, tokenizer
 
 
@@ -135,7 +140,7 @@ def load_streaming_or_stacked(
     tokenizer = _tokenizer(directory)
     settings = StoreSettings.from_environment()
     store, reader = _open_store(inspection, settings, expert_residency, expert_cache_gb)
-    gather = settings.use_gather_dispatch or not isinstance(store, BankCache)
+    gather = settings.use_gather_dispatch
 
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:
@@ -180,6 +185,10 @@ def _open_store(
                 "--expert-cache-gb bounds the streaming bank: it cannot go with --no-streaming"
             )
         _require(resident_gate(inspection.adapter, inspection), inspection, "--no-streaming")
+        if not settings.use_gather_dispatch:
+            raise ResidencyError(
+                "LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming"
+            )
         schemas, num_experts = stacked_schemas(inspection)
         wanted = num_experts * sum(slot_bytes(schema, compute_dtype()) for schema in schemas.values())
         _refuse_if_too_big(inspection, wanted, "the experts", "use --streaming")

@@ -30,10 +30,11 @@ BACKENDS = ("production", "dflash")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Console script, and the `serve` command of `mach`; returns the exit status."""
-    return run_command("mach-serve", _main, arguments)
+    return run_command("mach-serve", run, arguments)
 
 
-def _main(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """The command itself; what it raises is for its caller to report."""
     try:
         options = _parse(arguments)
     except SystemExit as end:  # argparse has printed what there is to say

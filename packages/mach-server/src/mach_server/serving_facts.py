@@ -116,7 +116,9 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         resident_metal=not streaming and mx.metal.is_available() and mx.default_device() == mx.gpu,
         context_length=engine.context_length,
         bank_bytes=store.nbytes,
-        scratch_bytes=store.scratch_bytes if isinstance(store, BankCache) else 0,
+        scratch_bytes=store.scratch_bytes
+        if isinstance(store, BankCache) and loaded.dispatch == "gather"
+        else 0,
         other_weight_bytes=sum(array.nbytes for _, array in tree_flatten(engine.model.parameters())),
         target_only_asked=target_only,
     )

@@ -8,13 +8,15 @@ from mach_server.serving_facts import ADAPTIVE_BLOCK_POLICY, DECODE_PATH, Servin
 def startup_lines(facts: ServingFacts) -> list[str]:
     """The lines, each of words and `key=value` pairs without blanks inside a value."""
     native = int(facts.reader == "native")
+    # Only a sidecar has checksums.
+    verified = int(facts.streaming and facts.sidecar_present and facts.verify_reads)
     total = facts.bank_bytes + facts.scratch_bytes + facts.other_weight_bytes
     return [
         f"startup mode profile=production production_streaming_mode={facts.residency} "
         f"transient_prefill={int(facts.transient_prefill)} expert_residency={facts.residency} "
         f"dispatch={facts.dispatch} arch={facts.arch['model_type']}",
         f"production optimizations direct_pread={native} direct_io={int(facts.direct_io)} "
-        f"read_threads={facts.read_threads} verify_reads={int(facts.streaming and facts.verify_reads)} "
+        f"read_threads={facts.read_threads} verify_reads={verified} "
         f"native_prefill_fused=0 async_prefetch=0 resident_metal={int(facts.resident_metal)}",
         f"startup direct-pread expected={int(facts.streaming)} sidecar_present={int(facts.sidecar_present)} "
         f"sidecar_valid={int(facts.sidecar_valid)} "

@@ -108,9 +108,13 @@ class BankCache:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes the scratch arena takes, from the first transient prefill on."""
-        return sum(
-            slot_bytes(pool.arrays.schema, self.compute) * self.scratch_experts for pool in self._pools
+        """Bytes the scratch arena takes, from the first transient prefill on; 0 when the bank is whole."""
+        return (
+            0
+            if self.whole
+            else sum(
+                slot_bytes(pool.arrays.schema, self.compute) * self.scratch_experts for pool in self._pools
+            )
         )
 
     @property

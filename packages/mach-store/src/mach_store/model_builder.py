@@ -73,6 +73,10 @@ def build_model(
         model, config = load_model(directory, lazy=True, get_model_classes=classes)
     except MachError:
         raise
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{directory}: has no model*.safetensors with the weights that are no experts: put them back"
+        ) from error
     except Exception as error:  # mlx-lm's models raise whatever a strange config makes them stumble over
         reason = str(error) or type(error).__name__
         raise StoreError(f"{directory}: the weights or config.json do not fit the model: {reason}") from error

@@ -30,3 +30,6 @@ def run_command(
         return 0
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        print(f"{name}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 2

@@ -1,4 +1,4 @@
-"""Lazy facade over `mach_decode.loader`, kept because the path is documented."""
+"""Lazy facade over `mach_decode.loader` and the swap, kept because the paths are documented."""
 
 from mach.facade import lazy_attributes
 
@@ -7,6 +7,7 @@ __getattr__, __dir__ = lazy_attributes(
     {
         "load": ("mach_decode.loader", "load"),
         "load_moe": ("mach_decode.loader", "load_moe"),
+        "_swap_switch_mlp": ("mach_store.model_builder", "swap_switch_mlp"),
     },
     "mach-decode",
 )

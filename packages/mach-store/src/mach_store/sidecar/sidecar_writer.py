@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from types import TracebackType
@@ -32,6 +33,7 @@ from mach_store.sidecar.atomic_directory import fsync_directory, install_directo
 Buffer = bytes | bytearray | memoryview
 PROGRESS_NAME = "progress.json"
 _COPY_BYTES = 8 << 20
+_LAYER_FILE = re.compile(r"layer_\d+\.bin")
 
 
 class SidecarWriter:
@@ -47,12 +49,13 @@ class SidecarWriter:
             fingerprint: identifies source and settings; only progress with the same one is resumed.
 
         Raises:
-            SidecarExportError: another export into the same directory is running, the disk refuses, or the
-                alignment is not a power of two.
+            SidecarExportError: the output exists and is no sidecar, another export into it is running,
+                the disk refuses, or the alignment is not a power of two.
         """
         if alignment < 1 or alignment & (alignment - 1):
             raise SidecarExportError(f"alignment {alignment} is not a power of two")
-        self.output = output.rstrip("/")
+        self.output = os.path.abspath(output)
+        _require_replaceable(self.output)
         self.partial = self.output + ".partial"
         self._model_type, self._alignment, self._fingerprint = model_type, alignment, fingerprint
         # Beside the directory, which is renamed in the end, and not in it.
@@ -151,6 +154,7 @@ class SidecarWriter:
                 if name not in keep:
                     os.unlink(os.path.join(self.partial, name))
             fsync_directory(self.partial)
+            _require_replaceable(self.output)
             install_directory(self.partial, self.output)
         except OSError as error:
             raise SidecarExportError(f"{self.output}: cannot be put in place: {error}") from error
@@ -226,3 +230,17 @@ def _lock(path: str) -> int:
         except FileNotFoundError:
             pass
         os.close(fd)
+
+
+def _require_replaceable(output: str) -> None:
+    """Refuse to replace anything but an old sidecar or an empty directory, since that is deleted."""
+    if not os.path.lexists(output):
+        return
+    if os.path.islink(output) or not os.path.isdir(output):
+        raise SidecarExportError(f"{output}: is not a directory: name a new one, or an old sidecar")
+    for name in sorted(os.listdir(output)):
+        if name != LAYOUT_NAME and not _LAYER_FILE.fullmatch(name):
+            raise SidecarExportError(
+                f"{output}: holds {name}, so it is no expert sidecar and is not replaced: give a new "
+                "directory, usually CHECKPOINT/expert_sidecar"
+            )

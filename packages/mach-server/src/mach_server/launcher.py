@@ -1,0 +1,18 @@
+"""Owns the console script `mach-serve` from before the heavy libraries are imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+
+from mach.commands.process import run_command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Console script, and a command of `mach`; returns the exit status."""
+    return run_command("mach-serve", _run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    status: int = import_module("mach_server.serve_command").run(arguments)
+    return status
