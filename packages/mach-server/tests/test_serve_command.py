@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from mach_server import serve_command
+from mach_server import launcher, serve_command
 
 SLOW = """
 import sys, time, functools
@@ -64,7 +64,7 @@ def test_help_has_status_0(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_mach_finds_the_command_under_its_name() -> None:
     (entry,) = [e for e in entry_points(group="mach.commands") if e.name == "serve"]
-    assert entry.load() is serve_command.main
+    assert entry.load() is launcher.main
 
 
 @pytest.mark.parametrize(
