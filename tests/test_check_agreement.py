@@ -20,6 +20,7 @@ from mach.settings import CoreSettings
 from mach_decode.loader import load_streaming_or_stacked
 from mach_server import serve_command
 from mach_store.engine_checkpoint import write_stacked_checkpoint
+from mach_store.errors import SidecarExportError
 from mach_store.sidecar.export import export_sidecar
 from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
 
@@ -37,7 +38,11 @@ PACKINGS = {
     "bf16": None,
     "affine 4-bit": {"mode": "affine", "bits": 4, "group_size": 64},
     "affine 8-bit": {"mode": "affine", "bits": 8, "group_size": 32},
+    "affine 2-bit": {"mode": "affine", "bits": 2, "group_size": 64},
+    "affine 6-bit": {"mode": "affine", "bits": 6, "group_size": 64},
     "mxfp4": {"mode": "mxfp4", "bits": 4, "group_size": 32},
+    "mxfp8": {"mode": "mxfp8", "bits": 8, "group_size": 32},
+    "nvfp4": {"mode": "nvfp4", "bits": 4, "group_size": 16},
 }
 
 
@@ -107,27 +112,24 @@ def test_check_agrees_with_loading(family: str, packing: str, tmp_path: Path) ->
 
 def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
     """A checkpoint as published: bfloat16 experts one by one, or with gate and up in one tensor."""
-    hidden, width = config["hidden_size"], config["moe_intermediate_size"]
-    experts, layers = config["num_experts"], config["num_hidden_layers"]
     fields = ConfigFields(config, "config.json")
-    shape = adapter_for(fields).moe_shape(fields)
-    tensors = {
-        name: mx.zeros(extents, mx.bfloat16)
-        for name, extents in model_tensors("qwen3_moe", fields, fields, shape)
-    }
-    for layer in range(layers):
-        block = f"model.layers.{layer}.mlp.experts"
+    adapter = adapter_for(fields)
+    shape = adapter.moe_shape(fields)
+    hidden, width = shape.hidden_size, shape.expert_width
+    others = model_tensors(adapter.model_type, fields, adapter.text_config(fields), shape)
+    tensors = {name: mx.zeros(extents, mx.bfloat16) for name, extents in others}
+    extents = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
+    for layer in shape.moe_layers:
         if fused:
-            tensors[f"{block}.gate_up_proj"] = mx.zeros((experts, 2 * width, hidden), mx.bfloat16)
-            tensors[f"{block}.down_proj"] = mx.zeros((experts, hidden, width), mx.bfloat16)
+            block = adapter.names.fused[0].format(layer=layer)
+            both = (shape.num_experts, 2 * width, hidden)
+            tensors[f"{block}.gate_up_proj"] = mx.zeros(both, mx.bfloat16)
+            tensors[f"{block}.down_proj"] = mx.zeros((shape.num_experts, hidden, width), mx.bfloat16)
             continue
-        for expert in range(experts):
-            for name, shape in {
-                "gate_proj": (width, hidden),
-                "up_proj": (width, hidden),
-                "down_proj": (hidden, width),
-            }.items():
-                tensors[f"{block}.{expert}.{name}.weight"] = mx.zeros(shape, mx.bfloat16)
+        for expert in range(shape.num_experts):
+            path = adapter.names.per_expert[0].format(layer=layer, expert=expert)
+            for raw, projection in adapter.names.raw_projections:
+                tensors[f"{path}.{raw}.weight"] = mx.zeros(extents[projection], mx.bfloat16)
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(directory / "model.safetensors"), tensors)
@@ -136,13 +138,18 @@ def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["per expert", "fused"])
-def test_check_agrees_with_loading_raw_checkpoints(fused: bool, tmp_path: Path) -> None:
-    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_check_agrees_with_loading_raw_checkpoints(family: str, fused: bool, tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / f"{family}.json").read_text())
     raw_checkpoint(tmp_path / "raw", config, fused)
     report = agree(tmp_path / "raw", tmp_path)
     assert (report["layout"]["kind"], report["supported"]) == ("fused" if fused else "per_expert", False)
-    if not fused:
-        streaming = next(row for row in report["paths"] if row["path"] == "expert_streaming")
+    streaming = next(row for row in report["paths"] if row["path"] == "expert_streaming")
+    if not fused and family == "gpt_oss":  # whose experts have biases
+        assert streaming["status"] == "blocked"
+        with pytest.raises(SidecarExportError, match="biases"):
+            export_sidecar(tmp_path / "raw", tmp_path / "raw" / "expert_sidecar", bits=4)
+    elif not fused:
         assert streaming["status"] == "needs_artifact"
         export_sidecar(tmp_path / "raw", tmp_path / "raw" / "expert_sidecar", bits=4)
         assert agree(tmp_path / "raw", tmp_path)["supported"], "an exported sidecar makes it servable"

@@ -168,6 +168,8 @@ def stacked_tensors(config: dict, bits: int | None, group_size: int = 64) -> dic
                 tensors[f"{name}.weight"] = ("U32", (experts, rows, columns * bits // 32))
                 for component in ("scales", "biases"):
                     tensors[f"{name}.{component}"] = ("BF16", (experts, rows, columns // group_size))
+            if config["model_type"] == "gpt_oss":
+                tensors[f"{name}.bias"] = ("BF16", (experts, rows))
     return tensors
 
 

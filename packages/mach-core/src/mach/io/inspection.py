@@ -18,7 +18,6 @@ from mach.io.config_file import ConfigFields, read_config
 from mach.io.quantization import (
     MLX_MODES,
     PROJECTIONS,
-    QuantScheme,
     RoutedQuantization,
     component_shapes,
     routed_quantization,
@@ -330,7 +329,10 @@ def _check_stacked(
                 )
             if scheme is not None and scheme.mode not in MLX_MODES:
                 continue  # whose packing is not known here; the gates refuse it
-            for component, extents in _component_shapes(parts, scheme, rows, columns).items():
+            shapes = component_shapes(scheme, rows, columns)
+            if adapter.has_expert_bias:
+                shapes["bias"] = (rows,)
+            for component, extents in shapes.items():
                 expected = (shape.num_experts, *extents)
                 if component not in parts:
                     raise UnsupportedLayoutError(
@@ -347,13 +349,3 @@ def _check_stacked(
                         path=entry.file,
                         field=f"{path}.{component}",
                     )
-
-
-def _component_shapes(
-    parts: Mapping[str, TensorEntry], scheme: QuantScheme | None, rows: int, columns: int
-) -> dict[str, tuple[int, ...]]:
-    """Component → expected extents of one expert."""
-    shapes = component_shapes(scheme, rows, columns)
-    if "bias" in parts:
-        shapes["bias"] = (rows,)
-    return shapes

@@ -90,6 +90,8 @@ def streaming_gate(
         return Verdict(OK, f"lazy per-expert slices of the stacked layout; for aligned records {EXPORT_HINT}")
     if not inspection.headers_read:
         return Verdict(UNKNOWN, "the weights' headers could not be read")
+    if inspection.layout == "per_expert" and inspection.adapter.has_expert_bias:
+        return Verdict(BLOCKED, f"per_expert experts with biases cannot be exported: {CONVERT_HINT}")
     if inspection.layout == "per_expert" and inspection.quantization.scheme is None:
         return Verdict(NEEDS_ARTIFACT, f"per_expert layout needs an expert sidecar: {EXPORT_HINT}")
     if inspection.layout in ("per_expert", "fused", "stacked"):

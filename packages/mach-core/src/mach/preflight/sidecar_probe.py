@@ -98,4 +98,4 @@ def match_config(layout: SidecarLayout, inspection: CheckpointInspection, path: 
                 path=path,
                 field=f"layers[{layer.index}].num_experts",
             )
-    require_widths(layout, shape, path)
+    require_widths(layout, shape, path, biased=inspection.adapter.has_expert_bias)

@@ -7,13 +7,14 @@ from mach.io.quantization import QuantScheme, component_shapes
 from mach.io.sidecar_layout import PROJECTIONS, SidecarLayout, SidecarLayoutError
 
 
-def require_widths(layout: SidecarLayout, shape: MoeShape, directory: str) -> None:
+def require_widths(layout: SidecarLayout, shape: MoeShape, directory: str, *, biased: bool) -> None:
     """Check that every record holds the tensors that the model multiplies with.
 
     Args:
         layout: of the sidecar.
         shape: the widths that config.json states.
         directory: the sidecar, for messages.
+        biased: whether the family's experts have biases.
 
     Raises:
         SidecarLayoutError: a tensor is missing, left over, or of another shape.
@@ -28,7 +29,7 @@ def require_widths(layout: SidecarLayout, shape: MoeShape, directory: str) -> No
             scheme = None if q is None else QuantScheme(q.mode, q.bits, q.group_size)
             for component, extents in component_shapes(scheme, rows, columns).items():
                 wanted[f"{projection}.{component}"] = extents
-            if f"{projection}.bias" in found:
+            if biased:
                 wanted[f"{projection}.bias"] = (rows,)
         if found != wanted:
             name = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))

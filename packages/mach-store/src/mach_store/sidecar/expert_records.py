@@ -130,6 +130,11 @@ class PerExpertRecords:
         Raises:
             SidecarExportError: a tensor is quantised in a form that is not plain floats, or has a bias.
         """
+        if inspection.adapter.has_expert_bias:
+            raise SidecarExportError(
+                f"{inspection.directory}: {inspection.adapter.model_type}'s experts have biases, which are "
+                "not read from the per-expert layout: make an MLX checkpoint first, with mlx_lm.convert"
+            )
         names = ExpertTensorNames(inspection.adapter)
         self._entries: dict[tuple[int, int, str], TensorEntry] = {}
         for name, entry in inspection.tensors.items():
