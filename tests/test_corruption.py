@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -23,15 +23,6 @@ from mach_store.expert_arrays import slot_bytes
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "def add(a, b):\n"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """Exact comparisons hold on the CPU; a GPU's kernels change with the number of rows."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,15 +20,6 @@ from mach_store.sidecar.sidecar_source import SidecarSource
 from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
 PROMPT = "def reverse(text):\n    '''The characters of text, last first.'''\n    "
-
-
-@pytest.fixture(scope="module", autouse=True)
-def on_the_cpu() -> Iterator[None]:
-    """Exact comparisons hold on the CPU; a GPU's kernels change with the number of rows."""
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
 
 
 @pytest.fixture(scope="module")

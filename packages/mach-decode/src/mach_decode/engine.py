@@ -39,6 +39,10 @@ class EngineConfig:
     prefill_chunk: int | None = None
 
 
+def _never() -> bool:
+    return False
+
+
 class Engine:
     """A model, its tokenizer and its expert store, answering one request at a time.
 
@@ -80,7 +84,7 @@ class Engine:
         return cls(loaded, prefill_chunk=config.prefill_chunk)
 
     def generate(
-        self, request: GenerationRequest, cancelled: Callable[[], bool] = lambda: False
+        self, request: GenerationRequest, cancelled: Callable[[], bool] = _never
     ) -> Iterator[StepEvent]:
         """Answer `request`, step by step; the last event has a finish reason and figures.
 
@@ -155,7 +159,3 @@ class Engine:
         """
         self.store.close()
         mx.clear_cache()
-
-
-def _never() -> bool:
-    return False

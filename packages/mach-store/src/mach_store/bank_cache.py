@@ -109,12 +109,10 @@ class BankCache:
     @property
     def scratch_bytes(self) -> int:
         """Bytes the scratch arena takes, from the first transient prefill on; 0 when the bank is whole."""
-        return (
-            0
-            if self.whole
-            else sum(
-                slot_bytes(pool.arrays.schema, self.compute) * self.scratch_experts for pool in self._pools
-            )
+        if self.whole:
+            return 0
+        return sum(
+            slot_bytes(pool.arrays.schema, self.compute) * self.scratch_experts for pool in self._pools
         )
 
     @property

@@ -119,15 +119,7 @@ def open_reader(settings: StoreSettings) -> ScatterReader:
             raise NativeReaderMissingError(
                 f"{NATIVE_MODULE} cannot be imported ({error}): LME_DIRECT_IO=1 cannot be honoured without it"
             ) from error
-        return ScatterReader(
-            native=False,
-            reason=f"{NATIVE_MODULE}: {error}",
-            threads=1,
-            direct=False,
-            _plan=python_reader.PythonScatterPlan,
-            _read_error=python_reader.ReadError,
-            _checksum_error=python_reader.ChecksumError,
-        )
+        return _python_reader(f"{NATIVE_MODULE}: {error}")
     return ScatterReader(
         native=True,
         reason="",
@@ -140,10 +132,14 @@ def open_reader(settings: StoreSettings) -> ScatterReader:
 
 
 def python_twin() -> ScatterReader:
-    """The Python reader whatever is installed: for tests and for DiskSwitchGLU, the reference."""
+    """The Python reader whatever is installed: for comparing the native one with it."""
+    return _python_reader("asked for")
+
+
+def _python_reader(reason: str) -> ScatterReader:
     return ScatterReader(
         native=False,
-        reason="asked for",
+        reason=reason,
         threads=1,
         direct=False,
         _plan=python_reader.PythonScatterPlan,
