@@ -269,7 +269,7 @@ def test_the_tables_of_tensors_are_the_models(family: str, changes: dict, tmp_pa
     adapter = adapter_for(config)
     text, shape = adapter.text_config(config), adapter.moe_shape(config)
     wanted = dict(model_tensors(family, config, text, shape))
-    module = import_module(adapter.mlx_lm_module)
+    module = import_module(adapter.implementation)
     model = module.Model(module.ModelArgs.from_dict(json.loads((tmp_path / "config.json").read_text())))
     names = ExpertTensorNames(adapter)
     parameters = tree_flatten(model.parameters())

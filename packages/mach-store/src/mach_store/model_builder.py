@@ -50,9 +50,9 @@ def build_model(
         StoreError: the model has no routed experts where the registry says they are, this version has no
             module for the family, or mlx-lm refuses the weights (missing or unexpected tensors).
     """
-    if adapter.mlx_lm_module is None:
+    if adapter.implementation is None:
         raise StoreError(f"{adapter.model_type}: this version of mach has no model for this family yet")
-    module = import_module(adapter.mlx_lm_module)
+    module = import_module(adapter.implementation)
     base: Any = module.Model
     experts = ExpertTensorNames(adapter)
 

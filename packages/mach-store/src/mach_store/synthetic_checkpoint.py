@@ -95,14 +95,14 @@ def write_synthetic_checkpoint(
                 shutil.copyfile(tokenizer_from / name, output / name)
     fields = read_config(output)
     adapter = adapter_for(fields)
-    if adapter.mlx_lm_module is None:
+    if adapter.implementation is None:
         raise StoreError(f"{adapter.model_type}: this version of mach has no model for this family yet")
     shape = adapter.moe_shape(fields)
     given = config.get("quantization")
     q = None
     if given is not None:
         q = Quantization(mode=given.get("mode", "affine"), bits=given["bits"], group_size=given["group_size"])
-    module = import_module(adapter.mlx_lm_module)
+    module = import_module(adapter.implementation)
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(dict(config)))
     swap_switch_mlp(model, adapter, shape.moe_layers, lambda _layer, _old: nn.Identity())

@@ -90,7 +90,7 @@ class MoeArchAdapter(NamedTuple):
         has_expert_bias: whether each expert's projections have a bias.
         text_config_wrapped: whether the language model's fields stand under `text_config`.
         text_config_optional: whether the fields may stand at the top level instead.
-        mlx_lm_module: mlx-lm's module with Model and ModelArgs, or None if this version has none.
+        implementation: module with the family's Model and ModelArgs, or None if this version has none.
         default_mode: routed-expert quantisation assumed where a checkpoint is silent.
         default_bits: its bits per weight.
         default_group_size: its weights per scale.
@@ -108,7 +108,7 @@ class MoeArchAdapter(NamedTuple):
     has_expert_bias: bool
     text_config_wrapped: bool
     text_config_optional: bool
-    mlx_lm_module: str | None
+    implementation: str | None
     default_mode: str
     default_bits: int
     default_group_size: int

@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
 
 def load_gate(adapter: MoeArchAdapter) -> Verdict:
     """Whether this version can build the architecture's model at all."""
-    if adapter.mlx_lm_module is None:
+    if adapter.implementation is None:
         return Verdict(BLOCKED, f"this version of mach has no model for {adapter.model_type} yet")
     return Verdict(OK, "registered architecture")
 
