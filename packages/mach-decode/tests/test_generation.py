@@ -140,3 +140,29 @@ def test_figures_count_tokens_and_seconds(scripted, script) -> None:
     assert 0 < figures.decode_seconds
     assert figures.prompt_tokens_per_second > 0
     assert figures.decode_tokens_per_second > 0
+
+
+def test_a_stop_string_s_tokens_have_no_logprobs_and_all_others_do(scripted, script, tokenizer) -> None:
+    text = ANSWER[: ANSWER.index(" five")]
+    for stop, expected in ((" five", text), ("never there", ANSWER)):
+        events, given = run(scripted(script), stop=(stop,), max_tokens=len(script), logprobs=1)
+        entries = [entry for event in events for entry in event.logprobs]
+        assert given == expected
+        assert [entry.token for entry in entries] == script[: len(entries)]
+        assert tokenizer.decode([entry.token for entry in entries]) == expected
+        assert all(entry.top[0] == (entry.token, entry.logprob) for entry in entries)
+        assert events[-1].stop == (stop if expected is text else None)
+
+
+def test_offsets_of_logprobs_are_places_in_the_text(scripted, script, tokenizer) -> None:
+    events, text = run(scripted(script), max_tokens=len(script), logprobs=0)
+    for event in events:
+        for entry in event.logprobs:
+            piece = tokenizer.decode([entry.token])
+            if "\ufffd" not in piece:
+                assert text[entry.offset :].startswith(piece)
+
+
+def test_an_end_token_has_no_logprobs(scripted, script) -> None:
+    events, _ = run(scripted([*script[:2], 3], end_tokens=(3,)), logprobs=0)
+    assert [entry.token for event in events for entry in event.logprobs] == script[:2]
