@@ -171,7 +171,13 @@ def test_the_penalty_pushes_negative_logits_down_too() -> None:
 def test_penalties_of_the_answer_count_its_tokens() -> None:
     logits = np.array([5.0, 4.0, 3.0, 2.0], np.float32)
     answered = {0: 3, 1: 1}
-    for frequency, presence, best in ((0.0, 0.0, 0), (0.6, 0.0, 1), (1.0, 0.0, 1), (2.0, 0.0, 2), (0, 2.0, 0)):
+    for frequency, presence, best in (
+        (0.0, 0.0, 0),
+        (0.6, 0.0, 1),
+        (1.0, 0.0, 1),
+        (2.0, 0.0, 2),
+        (0, 2.0, 0),
+    ):
         params = SamplingParams(frequency_penalty=frequency, presence_penalty=presence)
         assert draw(logits, params, range(1), (), answered=answered) == [best], (frequency, presence)
     both = SamplingParams(frequency_penalty=0.5, presence_penalty=1.0)

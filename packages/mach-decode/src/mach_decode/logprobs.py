@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -18,7 +19,8 @@ class TokenLogprob:
 
     Attributes:
         token: its id.
-        logprob: natural logarithm of its probability; None for a prompt's first token, which nothing predicts.
+        logprob: natural logarithm of its probability; None for a prompt's first token: nothing
+            predicts it.
         top: (token, logprob) of the most likely tokens, the likeliest first.
         offset: characters of the prompt's or the answer's text before this token's own.
     """
@@ -57,7 +59,7 @@ class MeasuredLogprobs:
 
     def values(self) -> list[TokenLogprob]:
         """One per row; waits for the device."""
-        tokens, chosen, *top = (array.tolist() for array in self.arrays)
+        tokens, chosen, *top = (cast(list[Any], array.tolist()) for array in self.arrays)
         if not top:
             return [
                 TokenLogprob(token=token, logprob=logprob)
