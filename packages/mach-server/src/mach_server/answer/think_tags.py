@@ -12,8 +12,8 @@ from mach_server.answer.text_window import TextWindow
 class Opening(Enum):
     """How an answer begins, as the rendered prompt has it.
 
-    REASONING: the prompt ends with the opening tag. CONTENT: the prompt has closed the reasoning, or the model
-    does none. EITHER: the model writes the opening tag itself, or leaves it out.
+    REASONING: the prompt ends with the opening tag. CONTENT: the prompt has closed the reasoning, or the
+    model does none. EITHER: the model writes the opening tag itself, or leaves it out.
     """
 
     REASONING = "reasoning"
