@@ -161,6 +161,8 @@ class Generation:
                 self._queue_after(chosen.token, 1)
         self.tokens.append(token)
         self._seen.add(token)
+        if self.request.constraint is not None:
+            self.request.constraint.accept(token)
         self._answered[token] += 1
         return token, entry
 
@@ -172,13 +174,17 @@ class Generation:
         """The token after `last`, when `made` tokens have been generated before it; not evaluated."""
         prompt, sampling, top = self.request.prompt, self.request.sampling, self.request.logprobs
         logits = self._engine.model(last.reshape(1, 1), cache=self._cache)[0, -1]
-        token = choose(logits, sampling, len(prompt) + made, self._seen, answered=self._answered)
+        constraint = self.request.constraint
+        mask = None if constraint is None else constraint.mask()
+        token = choose(logits, sampling, len(prompt) + made, self._seen, answered=self._answered, mask=mask)
         measured = None if top is None else MeasuredLogprobs(logits[None], token[None], top)
         return Chosen(token, measured)
 
     def _can_look_ahead(self) -> bool:
-        """Whether a pass can be built without the host: no expert to read, no earlier token to look at."""
-        return self._engine.store.host_free and not self.request.sampling.looks_back
+        """Whether a pass can be built without the host: no expert to read, no earlier token to know."""
+        request = self.request
+        looks_back = request.sampling.looks_back or request.constraint is not None
+        return self._engine.store.host_free and not looks_back
 
     def _flush(self) -> str:
         return self._stops.feed(self._text.finish()) + self._stops.flush()

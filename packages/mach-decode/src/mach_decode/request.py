@@ -7,6 +7,7 @@ from typing import Literal
 
 from mach_decode.logprobs import TokenLogprob
 from mach_decode.sampling import SamplingParams
+from mach_decode.token_constraint import TokenConstraint
 
 FinishReason = Literal["stop", "length"]
 
@@ -24,6 +25,7 @@ class GenerationRequest:
         logprobs: how many of the likeliest tokens to tell for each token of the answer (0 tells the token's
             own log-probability alone); None measures nothing.
         prompt_logprobs: the same for each token of the prompt.
+        constraint: says which tokens may come next; made for this request, and used up by it.
     """
 
     prompt: tuple[int, ...]
@@ -32,6 +34,7 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    constraint: TokenConstraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,15 @@ frequency, presence), temperature, top-k, top-p, min-p.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from mach_decode.errors import SamplingError
+from mach_decode.token_constraint import apply_bitmask
 
 _MASK64 = (1 << 64) - 1
 _LEAST_TEMPERATURE = 1e-30
@@ -91,7 +93,7 @@ def choose(
     seen: Collection[int],
     *,
     answered: Mapping[int, int] | None = None,
-    allowed: mx.array | None = None,
+    mask: npt.NDArray[np.int32] | None = None,
 ) -> mx.array:
     """The next token.
 
@@ -101,7 +103,7 @@ def choose(
         position: index in the sequence, prompt included, that the token will have.
         seen: tokens of prompt and answer so far, in any order; read only with a repetition penalty.
         answered: how often each token stands in the answer so far; read only with the other two penalties.
-        allowed: [vocabulary], true where a token may be chosen, of which there must be one; None allows all.
+        mask: the tokens that may be chosen, as `TokenConstraint.mask` gives them; None allows all.
 
     Returns:
         A scalar array, not yet evaluated.
@@ -110,8 +112,8 @@ def choose(
     if params.logit_bias:
         tokens, biases = zip(*params.logit_bias, strict=True)
         logits = logits.at[mx.array(tokens)].add(mx.array(biases, mx.float32))
-    if allowed is not None:
-        logits = mx.where(allowed, logits, -math.inf)
+    if mask is not None:
+        logits = apply_bitmask(logits, mask)
     if params.repetition_penalty != 1.0 and len(seen):
         ids = mx.array(sorted(set(seen)))
         rows = logits[ids]

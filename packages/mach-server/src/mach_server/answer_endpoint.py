@@ -79,11 +79,11 @@ class AnswerEndpoint:
         """Generate; returns the body of a whole answer, or None after a stream."""
         service, request = self._service, exchange.request
         prepare = service.preparation
-        await prepare.constraint_of(request)
         prompt = await prepare.prompt_of(request)
         if exchange.echo is not None:
             given = request.prompt
             exchange.echo(given if isinstance(given, str) else await prepare.text_of(prompt))
+        opening = await prepare.opening_of(request, prompt)
         generation = GenerationRequest(
             prompt=prompt,
             max_tokens=request.max_tokens,
@@ -91,8 +91,9 @@ class AnswerEndpoint:
             sampling=request.sampling,
             logprobs=request.logprobs,
             prompt_logprobs=request.prompt_logprobs,
+            constraint=await prepare.constraint_of(request, opening),
         )
-        parser = await prepare.parser_of(request, prompt, whole=not exchange.stream)
+        parser = prepare.parser_of(request, opening, whole=not exchange.stream)
         reader = AnswerReader(parser, len(prompt), one_call=not request.tools.parallel)
         with service.generation(generation, channel):
             if not exchange.stream:

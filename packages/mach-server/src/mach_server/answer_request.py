@@ -23,6 +23,8 @@ class FunctionTool:
         parameters: a JSON schema of its arguments, an object.
         strict: whether the arguments are bound to the schema even where the model calls of its own accord.
         param: the request field that holds it, for errors.
+        name_field: where its name stands in that field.
+        schema_field: where its parameters do.
     """
 
     name: str
@@ -30,6 +32,8 @@ class FunctionTool:
     parameters: dict[str, Any] = field(default_factory=lambda: {"type": "object", "properties": {}})
     strict: bool = False
     param: str = "tools"
+    name_field: str = "function.name"
+    schema_field: str = "function.parameters"
 
     def for_template(self) -> dict[str, Any]:
         """The form that chat templates know, which is OpenAI's."""
@@ -74,11 +78,13 @@ class OutputRule:
     Attributes:
         kind: what `value` is.
         value: a JSON schema, a regular expression, a tuple of choices or a grammar; None for `json_object`.
+        strict: whether a schema's objects have only the properties that it names, unless it says otherwise.
         param: the request field that asked for it, for errors.
     """
 
     kind: OutputKind
     value: Any = None
+    strict: bool = False
     param: str = "response_format"
 
 

@@ -245,7 +245,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def _tool_rules(self, limits: Limits) -> ToolRules:
         tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
-        check_tools(tools, limits.tools, "function.name")
+        check_tools(tools, limits.tools)
         parallel = self.parallel_tool_calls is not False
         choice = self.tool_choice
         if isinstance(choice, NamedChoice):

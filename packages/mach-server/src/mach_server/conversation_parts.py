@@ -81,13 +81,12 @@ def arguments_of(arguments: str, path: str) -> dict[str, Any]:
     return value
 
 
-def check_tools(tools: tuple[FunctionTool, ...], most: int, name_field: str) -> None:
+def check_tools(tools: tuple[FunctionTool, ...], most: int) -> None:
     """Refuse tools that cannot be told apart or are too many.
 
     Args:
-        tools: each with the field that holds it.
+        tools: each with the fields that hold it.
         most: how many there may be.
-        name_field: where in that field the name stands.
 
     Raises:
         BadRequestError: naming the field.
@@ -96,7 +95,7 @@ def check_tools(tools: tuple[FunctionTool, ...], most: int, name_field: str) -> 
         raise invalid("tools", f"holds {len(tools)} functions, but {most} are allowed")
     names: set[str] = set()
     for tool in tools:
-        field = f"{tool.param}.{name_field}"
+        field = f"{tool.param}.{tool.name_field}"
         if not _NAME.fullmatch(tool.name):
             raise invalid(field, f"must be 1 to {NAME_LENGTH} letters, digits, _, - or .")
         if tool.name in names:

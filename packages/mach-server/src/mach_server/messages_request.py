@@ -144,7 +144,7 @@ class CountRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def _tool_rules(self, limits: Limits) -> ToolRules:
         tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
-        check_tools(tools, limits.tools, "name")
+        check_tools(tools, limits.tools)
         choice = self.tool_choice or ToolChoiceParam(type="auto")
         parallel = not choice.disable_parallel_tool_use
         if choice.type == "tool":
@@ -217,4 +217,6 @@ def _tool(tool: ToolParam, param: str) -> FunctionTool:
         parameters=tool.input_schema,
         strict=bool(tool.strict),
         param=param,
+        name_field="name",
+        schema_field="input_schema",
     )

@@ -59,8 +59,11 @@ def output_rule(format: dict[str, Any] | None, param: str) -> OutputRule | None:
     schema = holder.get("schema")
     if not isinstance(schema, dict):
         raise BadRequestError(f"{path}.schema must be an object", param=f"{path}.schema", code="invalid_type")
+    strict = holder.get("strict")
+    if not isinstance(strict, bool | None):
+        raise BadRequestError(f"{path}.strict must be a boolean", param=f"{path}.strict", code="invalid_type")
     # Without `strict` OpenAI makes a best effort; here the schema binds either way.
-    return OutputRule(kind="json_schema", value=schema, param=f"{path}.schema")
+    return OutputRule(kind="json_schema", value=schema, strict=bool(strict), param=f"{path}.schema")
 
 
 def guided_rule(body: GuidedFields) -> OutputRule | None:

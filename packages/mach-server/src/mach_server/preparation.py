@@ -15,11 +15,17 @@ from typing import TypeVar
 
 from mach_decode.engine import Engine
 from mach_decode.errors import PromptTooLongError
+from mach_decode.token_constraint import TokenConstraint
 from mach_decode.token_text import TokenTexts
 from mach_server.answer.events import AnswerParser
 from mach_server.answer.formats import answer_parser, format_of
 from mach_server.answer.plain_text import PlainText
+from mach_server.answer.think_tags import Opening
 from mach_server.answer_request import AnswerRequest
+from mach_server.constraint_form import form_of, told_of
+from mach_server.grammar.errors import GrammarRefusedError
+from mach_server.grammar.grammar_service import GrammarService
+from mach_server.grammar.vocabulary import vocabulary_of
 from mach_server.template_options import TemplateOptions
 from mach_server.wire_body import invalid, unsupported
 
@@ -40,6 +46,7 @@ class Preparation:
     def __init__(self, engine: Engine) -> None:
         """Args: engine: just loaded; its tokenizer is used, in a thread of its own, and never its model."""
         self._engine: Engine | None = engine
+        self._grammars: GrammarService | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mach-tokenizer")
         tokenizer = engine.tokenizer
         source = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
@@ -52,7 +59,9 @@ class Preparation:
     def close(self) -> None:
         """Let go of the engine, which its own thread frees."""
         self._thread.shutdown(cancel_futures=True)
-        self._engine = None
+        if self._grammars is not None:
+            self._grammars.close()
+        self._engine = self._grammars = None
 
     async def prompt_of(self, request: AnswerRequest) -> tuple[int, ...]:
         """The tokens that a request's answer goes on from.
@@ -84,32 +93,56 @@ class Preparation:
         engine = self._present_engine()
         return await self._in_thread(lambda: str(engine.tokenizer.decode(list(tokens))))
 
-    async def parser_of(
-        self, request: AnswerRequest, prompt: tuple[int, ...], *, whole: bool
-    ) -> AnswerParser:
+    async def opening_of(self, request: AnswerRequest, prompt: tuple[int, ...]) -> Opening:
+        """How the answer to a request's prompt begins."""
+        if request.messages is None:
+            return Opening.CONTENT
+        return self.format.opening(await self.text_of(prompt[-_TAIL:]))
+
+    def parser_of(self, request: AnswerRequest, opening: Opening, *, whole: bool) -> AnswerParser:
         """What makes an answer's events of its text.
 
         Args:
             request: what is asked for.
-            prompt: its tokens.
+            opening: how the answer begins.
             whole: whether nothing has to be told before it is certain.
         """
         if request.messages is None:
             return PlainText()
-        opening = self.format.opening(await self.text_of(prompt[-_TAIL:]))
         schemas = {tool.name: tool.parameters for tool in request.tools.shown}
         return answer_parser(self.format, opening=opening, tools=schemas, whole_calls=whole)
 
-    async def constraint_of(self, request: AnswerRequest) -> None:
-        """What keeps an answer to its form.
+    async def constraint_of(self, request: AnswerRequest, opening: Opening) -> TokenConstraint | None:
+        """What keeps the answer to its form; None where it may be anything.
 
         Raises:
-            BadRequestError: this version cannot.
+            BadRequestError: the form cannot be enforced, or takes too long to prepare.
+            UnavailableError: too many forms are being prepared.
         """
-        if request.output is not None:
-            raise unsupported(request.output.param)
-        if request.tools.forced:
-            raise unsupported("tool_choice", "only auto and none are")
+        form = form_of(request)
+        if form is None:
+            return None
+        if request.messages is None and self.format.dialect == "harmony":
+            raise unsupported(form.param, "this model's forms need its chat template")
+        grammars = await self._in_thread(lambda: self._grammars_for(form.param))
+        try:
+            async with asyncio.timeout(grammars.limits.compile_seconds):
+                return await asyncio.wrap_future(grammars.submit(form, opening))
+        except TimeoutError:
+            raise grammars.too_slow(form) from None
+        except GrammarRefusedError as error:
+            raise told_of(error, request) from error
+
+    def _grammars_for(self, param: str) -> GrammarService:
+        """The grammars, made when first needed: a large vocabulary takes a second to take over."""
+        if self._grammars is None:
+            engine = self._present_engine()
+            backend = getattr(engine.tokenizer, "backend_tokenizer", None)
+            if backend is None:
+                raise unsupported(param, "this model's tokenizer does not say what its tokens are")
+            vocabulary = vocabulary_of(backend, logits=engine.vocabulary_size, end_tokens=engine.end_tokens)
+            self._grammars = GrammarService(vocabulary, self.format)
+        return self._grammars
 
     def _check_tokens(self, tokens: tuple[int, ...], field: str) -> None:
         last = self._present_engine().vocabulary_size - 1

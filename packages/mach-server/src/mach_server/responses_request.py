@@ -165,7 +165,7 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def _tool_rules(self, limits: Limits) -> ToolRules:
         tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
-        check_tools(tools, limits.tools, "name")
+        check_tools(tools, limits.tools)
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
             if choice.name not in {tool.name for tool in tools}:
@@ -203,4 +203,6 @@ def _tool(tool: dict[str, Any], param: str) -> FunctionTool:
         parameters=schema,
         strict=bool(function.strict),
         param=param,
+        name_field="name",
+        schema_field="parameters",
     )
