@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -205,3 +207,11 @@ def test_a_constraint_is_asked_before_and_told_after_every_token(scripted, scrip
     assert all(token in place for token, place in zip(tokens, [*places, {3}], strict=True))
     assert constraint.accepted == tokens and constraint.finished
     assert events[-1].figures.looked_ahead == 0
+
+
+def test_tokens_without_any_text_are_told_with_the_last_event(scripted, script, monkeypatch) -> None:
+    silent = SimpleNamespace(feed=lambda token: "", finish=lambda: "")
+    monkeypatch.setattr("mach_decode.generation.text_stream", lambda tokenizer: silent)
+    events, text = run(scripted(script), max_tokens=3, logprobs=0)
+    assert text == ""
+    assert [len(event.logprobs) for event in events] == [0, 0, 3]

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import logging
 import socket
@@ -125,10 +126,25 @@ def test_a_silent_stream_is_kept_alive_with_its_progress(start_server, endless_e
     ) as sent:
         lines = [line for line in sent.iter_lines() if line]
     comments = [line for line in lines if line.startswith(":")]
-    assert lines[0] == ": queued", "the status line goes out with the first comment"
-    assert f": prefill 1/{length} tokens" in comments
+    assert lines[0] in (": preparing", ": queued"), "the status line goes out with the first comment"
+    assert ": queued" in comments and f": prefill 1/{length} tokens" in comments
     data = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
     assert streamed([json.loads(text) for text in data]) == "word end"
+
+
+def test_a_long_preparation_is_kept_alive_and_its_refusal_is_an_event(start_server, monkeypatch) -> None:
+    server = start_server(limits=Limits(keep_alive_seconds=0.02))
+    prompt_of = server.service.preparation.prompt_of
+
+    async def slowly(request):
+        await asyncio.sleep(0.1)
+        return await prompt_of(request)
+
+    monkeypatch.setattr(server.service.preparation, "prompt_of", slowly)
+    body = server.body("word " * 3000, stream=True)
+    lines = [line for line in server.client.post("/chat/completions", json=body).text.splitlines() if line]
+    assert set(lines[:-1]) == {": preparing"}
+    assert "context_length_exceeded" in lines[-1]
 
 
 def test_a_failure_after_a_comment_is_an_event(start_server, failing_engine, logs_a_traceback: None) -> None:

@@ -128,6 +128,14 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], para
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
+def test_the_prompts_that_are_measured_are_bounded(start_server) -> None:
+    server = start_server(limits=Limits(measured_prompt_tokens=3))
+    assert post(server, [5, 6, 7], echo=True, logprobs=1).status_code == 200
+    refused = post(server, [5, 6, 7, 8], echo=True, logprobs=1)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
+    assert post(server, [5, 6, 7, 8], echo=True, max_tokens=1).status_code == 200
+
+
 def test_a_token_that_is_none_and_a_prompt_that_is_too_long_are_refused(server) -> None:
     for echo in (False, True):
         refused = post(server, [1, 1 << 40], echo=echo)

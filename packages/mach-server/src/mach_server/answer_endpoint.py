@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from mach.errors import MachError
 from mach_decode.request import GenerationRequest, StepEvent
+from mach_server.answer.events import AnswerParser
 from mach_server.answer_reader import AnswerReader
 from mach_server.answer_writer import AnswerWriter, Exchange, keep_alive
 from mach_server.collected_answer import CollectedAnswer
@@ -77,8 +78,27 @@ class AnswerEndpoint:
         self, exchange: Exchange, channel: TokenChannel, stream: EventStream, place: ExitStack
     ) -> bytes | None:
         """Generate; returns the body of a whole answer, or None after a stream."""
-        service, request = self._service, exchange.request
-        prepare = service.preparation
+        service, writer = self._service, exchange.writer
+        preparing = asyncio.ensure_future(self._prepared(exchange))
+        silence = service.limits.keep_alive_seconds
+        try:
+            while exchange.stream and not (await asyncio.wait((preparing,), timeout=silence))[0]:
+                await stream.send(keep_alive("preparing"))
+            generation, parser = await preparing
+        finally:
+            preparing.cancel()
+            await asyncio.gather(preparing, return_exceptions=True)
+        tokens = len(generation.prompt)
+        reader = AnswerReader(parser, tokens, one_call=not exchange.request.tools.parallel)
+        with service.generation(generation, channel):
+            if not exchange.stream:
+                return await _whole(reader, writer, channel)
+            await _Streaming(reader, writer, channel, stream, place, tokens, silence).run()
+            return None
+
+    async def _prepared(self, exchange: Exchange) -> tuple[GenerationRequest, AnswerParser]:
+        """What the engine is asked for, and what reads its answer."""
+        prepare, request = self._service.preparation, exchange.request
         prompt = await prepare.prompt_of(request)
         if exchange.echo is not None:
             given = request.prompt
@@ -93,14 +113,7 @@ class AnswerEndpoint:
             prompt_logprobs=request.prompt_logprobs,
             constraint=await prepare.constraint_of(request, opening),
         )
-        parser = prepare.parser_of(request, opening, whole=not exchange.stream)
-        reader = AnswerReader(parser, len(prompt), one_call=not request.tools.parallel)
-        with service.generation(generation, channel):
-            if not exchange.stream:
-                return await _whole(reader, exchange.writer, channel)
-            silence = service.limits.keep_alive_seconds
-            await _Streaming(reader, exchange.writer, channel, stream, place, len(prompt), silence).run()
-            return None
+        return generation, prepare.parser_of(request, opening, whole=not exchange.stream)
 
 
 def error_response(error: ApiError, path: str) -> Response:

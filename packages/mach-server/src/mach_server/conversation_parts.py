@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -79,6 +81,15 @@ def arguments_of(arguments: str, path: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise invalid(path, "is not the JSON of an object")
     return value
+
+
+def one_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the system's first ones joined: some templates allow but one, and that at the top."""
+    leading = list(takewhile(lambda message: message["role"] == "system" and len(message) == 2, messages))
+    if len(leading) < 2:
+        return list(messages)
+    text = "\n\n".join(message["content"] for message in leading)
+    return [{"role": "system", "content": text}, *messages[len(leading) :]]
 
 
 def check_tools(tools: tuple[FunctionTool, ...], most: int) -> None:

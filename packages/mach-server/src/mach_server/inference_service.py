@@ -65,7 +65,7 @@ class InferenceService:
     def _load(self) -> Engine:
         engine = self._engine_class.load(self._config)
         self.facts = facts_of(engine, self._config.checkpoint, target_only=self._target_only)
-        self.preparation = Preparation(engine)
+        self.preparation = Preparation(engine, self.limits)
         self._loaded = True
         return engine
 

@@ -29,6 +29,8 @@ class Limits:
         stop_string_length: characters of one stop string.
         logit_biases: tokens in the logit_bias of one request.
         tools: functions in one request.
+        measured_prompt_tokens: tokens of a prompt whose log-probabilities are asked for: each takes some
+            kilobytes with its alternatives.
         drain_seconds: time that running requests have to finish after SIGTERM.
         shutdown_seconds: time that cancelled requests and open connections have after that.
     """
@@ -47,5 +49,6 @@ class Limits:
     stop_string_length: int = 1024
     logit_biases: int = 1024
     tools: int = 128
+    measured_prompt_tokens: int = 16_384
     drain_seconds: float = 30.0
     shutdown_seconds: float = 5.0

@@ -23,9 +23,11 @@ from mach_server.answer.plain_text import PlainText
 from mach_server.answer.think_tags import Opening
 from mach_server.answer_request import AnswerRequest
 from mach_server.constraint_form import form_of, told_of
+from mach_server.conversation_parts import one_system
 from mach_server.grammar.errors import GrammarRefusedError
 from mach_server.grammar.grammar_service import GrammarService
 from mach_server.grammar.vocabulary import vocabulary_of
+from mach_server.limits import Limits
 from mach_server.template_options import TemplateOptions
 from mach_server.wire_body import invalid, unsupported
 
@@ -43,9 +45,15 @@ class Preparation:
         format: how the model writes reasoning and calls.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        """Args: engine: just loaded; its tokenizer is used, in a thread of its own, and never its model."""
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        """Begin.
+
+        Args:
+            engine: just loaded; its tokenizer is used, in a thread of its own, and never its model.
+            limits: bounds of prompts.
+        """
         self._engine: Engine | None = engine
+        self._limits = limits
         self._grammars: GrammarService | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mach-tokenizer")
         tokenizer = engine.tokenizer
@@ -74,7 +82,7 @@ class Preparation:
         engine = self._present_engine()
         self._check_tokens(tuple(token for token, _ in request.sampling.logit_bias), "logit_bias")
         if request.messages is not None:
-            messages, options = request.messages, self._template.options_of(request)
+            messages, options = one_system(request.messages), self._template.options_of(request)
             tools = [tool.for_template() for tool in request.tools.shown] or None
             tokens = await self._in_thread(lambda: engine.render_chat(messages, tools=tools, **options))
         elif isinstance(request.prompt, str):
@@ -86,6 +94,10 @@ class Preparation:
             self._check_tokens(tokens, request.prompt_field)
         if len(tokens) >= engine.context_length:
             raise PromptTooLongError(len(tokens), engine.context_length)
+        most = self._limits.measured_prompt_tokens
+        if request.prompt_logprobs is not None and len(tokens) > most:
+            why = f"has {len(tokens)} tokens, but {most} can be measured for one request"
+            raise invalid(request.prompt_field, why)
         return tokens
 
     async def text_of(self, tokens: tuple[int, ...]) -> str:
