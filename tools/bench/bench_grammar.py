@@ -4,8 +4,8 @@
 
 Appends to docs/bench/grammar.csv. The vocabulary is mach-pico's, with random joins of its tokens up to the
 size asked for. Times are CPU time (both libraries compile in one thread), so that a busy machine does not
-count. `chosen` is the library that the server takes; a form that xgrammar does not enforce exactly is not given
-to it.
+count. `chosen` is the library that the server takes; a form that xgrammar does not enforce exactly is not
+given to it.
 """
 
 from __future__ import annotations
