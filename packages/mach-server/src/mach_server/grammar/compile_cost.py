@@ -16,6 +16,8 @@ from mach_server.grammar.shapes import OneOf, Repeated, Sequence, Shape, Trigger
 
 _VOCABULARY = 150_000
 """The vocabulary that the figures below were measured with; costs grow in proportion."""
+_BASE = 0.045
+"""Seconds for the least of them."""
 _PER_CHARACTER = 0.041
 """Seconds for each character that a bounded string may have."""
 _PER_OPEN_PROPERTY = 0.056
@@ -33,7 +35,7 @@ def prefers_xgrammar(shape: Shape, vocabulary_size: int) -> bool:
     schemas = [json.loads(schema) for schema in set(schemas_of(shape))]
     if not all(map(fits_xgrammar, schemas)):
         return False
-    seconds = sum(map(_seconds, schemas)) + _PER_NODE * _parts(shape)
+    seconds = _BASE + sum(map(_seconds, schemas)) + _PER_NODE * _parts(shape)
     return seconds * vocabulary_size / _VOCABULARY <= AFFORDABLE
 
 
