@@ -49,16 +49,16 @@ class ExpertRecords(Protocol):
     def num_experts(self) -> int:
         """Experts per layer."""
 
-    def records(self, layer: int) -> Iterator[Record]:
-        """Each expert's segments, expert by expert."""
+    def records(self, layer: int, experts: Sequence[int] | None = None) -> Iterator[Record]:
+        """Each expert's segments, in the order of `experts`, which are the source's numbers; None means all."""
 
 
-def open_records(inspection: CheckpointInspection, wanted: Packing | None) -> ExpertRecords:
+def open_records(inspection: CheckpointInspection, packing: Packing | None) -> ExpertRecords:
     """The experts of a checkpoint as records.
 
     Args:
         inspection: of a checkpoint with the stacked or per-expert layout.
-        wanted: pack plain floats so, and accept packed ones only if they are so; None keeps the bytes as they
+        packing: pack plain floats so, and accept packed ones only if they are so; None keeps the bytes as they
             are.
 
     Raises:
@@ -67,15 +67,15 @@ def open_records(inspection: CheckpointInspection, wanted: Packing | None) -> Ex
     """
     if inspection.layout == "stacked":
         stored = StackedRecords(inspection)
-        if wanted is None:
+        if packing is None:
             return stored
         if any(q is not None for schema in stored.schemas.values() for q in schema.quantization):
-            _require_same(inspection, stored, wanted)
+            _require_same(inspection, stored, packing)
             return stored
-        return QuantizedRecords(stored, wanted.complete(inspection.adapter))
+        return QuantizedRecords(stored, packing.complete(inspection.adapter))
     if inspection.layout == "per_expert":
         plain = PerExpertRecords(inspection)
-        return plain if wanted is None else QuantizedRecords(plain, wanted.complete(inspection.adapter))
+        return plain if packing is None else QuantizedRecords(plain, packing.complete(inspection.adapter))
     raise SidecarExportError(
         f"{inspection.directory}: experts cannot be exported from the {inspection.layout} layout "
         f"({inspection.layout_reason}); a stacked or per-expert checkpoint is needed"
@@ -108,13 +108,13 @@ class StackedRecords:
         self.schemas, self.num_experts = stacked_schemas(inspection)
         self._inspection = inspection
 
-    def records(self, layer: int) -> Iterator[Record]:
+    def records(self, layer: int, experts: Sequence[int] | None = None) -> Iterator[Record]:
         """See `ExpertRecords`."""
         schema = self.schemas[layer]
         table = self._inspection.stacked[layer]
         entries = [table[segment.projection][segment.component] for segment in schema.segments]
         with _Files() as files:
-            for expert in range(self.num_experts):
+            for expert in range(self.num_experts) if experts is None else experts:
                 yield [
                     files.read(entry.file, entry.start + expert * segment.nbytes, segment.nbytes)
                     for entry, segment in zip(entries, schema.segments, strict=True)
@@ -156,11 +156,11 @@ class PerExpertRecords:
                 dict.fromkeys(PROJECTIONS),
             )
 
-    def records(self, layer: int) -> Iterator[Record]:
+    def records(self, layer: int, experts: Sequence[int] | None = None) -> Iterator[Record]:
         """See `ExpertRecords`."""
         schema = self.schemas[layer]
         with _Files() as files:
-            for expert in range(self.num_experts):
+            for expert in range(self.num_experts) if experts is None else experts:
                 record = []
                 for segment in schema.segments:
                     entry = self._entries[layer, expert, segment.projection]
@@ -209,10 +209,10 @@ class QuantizedRecords:
                     tensors.append((f"{segment.projection}.{component}", dtype, (rows, array.shape[-1])))
             self.schemas[layer] = build_schema(tensors, dict.fromkeys(PROJECTIONS, q))
 
-    def records(self, layer: int) -> Iterator[Record]:
+    def records(self, layer: int, experts: Sequence[int] | None = None) -> Iterator[Record]:
         """See `ExpertRecords`."""
         schema = self._plain.schemas[layer]
-        for record in self._plain.records(layer):
+        for record in self._plain.records(layer, experts):
             packed: list[bytes | memoryview] = []
             for segment, data in zip(schema.segments, record, strict=True):
                 if segment.component != "weight":
