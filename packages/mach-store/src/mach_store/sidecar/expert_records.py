@@ -50,7 +50,7 @@ class ExpertRecords(Protocol):
         """Experts per layer."""
 
     def records(self, layer: int, experts: Sequence[int] | None = None) -> Iterator[Record]:
-        """Each expert's segments, in the order of `experts`, which are the source's numbers; None means all."""
+        """Each expert's segments, in the order of `experts`, the source's numbers; None means all."""
 
 
 def open_records(inspection: CheckpointInspection, packing: Packing | None) -> ExpertRecords:
@@ -58,8 +58,8 @@ def open_records(inspection: CheckpointInspection, packing: Packing | None) -> E
 
     Args:
         inspection: of a checkpoint with the stacked or per-expert layout.
-        packing: pack plain floats so, and accept packed ones only if they are so; None keeps the bytes as they
-            are.
+        packing: pack plain floats so, and accept packed ones only if they are so; None keeps the bytes as
+            they are.
 
     Raises:
         SidecarExportError: the layout holds no experts that can be read one by one, or they cannot be packed
