@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from importlib import import_module
 from pathlib import Path
 
 import mlx.core as mx
@@ -21,6 +20,7 @@ from mach_decode.loader import load_streaming_or_stacked
 from mach_server import serve_command
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
+from mach_store.model_builder import family_classes
 from mach_store.sidecar.export import export_sidecar
 from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
 
@@ -230,18 +230,71 @@ def test_check_agrees_with_loading_odd_checkpoints(family: str, oddity: str, tmp
             assert not any(outcomes(directory).values())
 
 
-@pytest.mark.parametrize(
-    "name", ["num_experts", "head_dim", "rope_theta", "norm_topk_prob", "decoder_sparse_step"]
-)
+@pytest.mark.parametrize("name", ["rope_theta", "norm_topk_prob", "decoder_sparse_step", "rms_norm_eps"])
 def test_check_asks_for_the_fields_that_loading_needs(name: str, tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
     directory = tmp_path / "checkpoint"
     write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
-    changes = {"num_local_experts": 8} if name == "num_experts" else {}
-    change_config(directory, **{name: None}, **changes)
+    change_config(directory, **{name: None})
     with pytest.raises(MachError, match=f"config.json: {name} is missing"):
         check(directory, tmp_path)
     assert not any(outcomes(directory).values())
+
+
+def test_check_and_loading_understand_the_spelling_of_transformers_5(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+    directory = tmp_path / "checkpoint"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    removed = dict.fromkeys(("num_experts", "head_dim", "rope_theta"))
+    change_config(directory, num_local_experts=config["num_experts"], rope_parameters=rope, **removed)
+    assert agree(directory, tmp_path)["supported"]
+
+
+UNSUPPORTED = {
+    "qwen3_moe": [
+        {"attention_bias": True},
+        {"hidden_act": "gelu"},
+        {"use_sliding_window": True},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+    ],
+    "qwen3_5_moe": [
+        {"hidden_act": "gelu"},
+        {"layer_types": ["full_attention"] * 4},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 2.0}},
+    ],
+    "gpt_oss": [
+        {"attention_bias": False},
+        {"swiglu_limit": 10.0},
+        {"swiglu_alpha": 1.0},
+        {"tie_word_embeddings": True},
+        {"layer_types": ["full_attention"] * 2},
+    ],
+    "gemma4": [
+        {"attention_bias": True},
+        {"hidden_activation": "silu"},
+        {"use_bidirectional_attention": "all"},
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+                "full_attention": {"rope_type": "proportional", "rope_theta": 1e6},
+            }
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize(("family", "changes"), [(f, c) for f, found in UNSUPPORTED.items() for c in found])
+def test_check_and_loading_refuse_what_would_be_computed_otherwise(
+    family: str, changes: dict, tmp_path: Path
+) -> None:
+    config = json.loads((CONFIGS / f"{family}.json").read_text())
+    directory = tmp_path / "checkpoint"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    change_config(directory, **changes)
+    report = agree(directory, tmp_path)
+    assert not report["supported"]
+    assert min(changes) in report["paths"][0]["reason"]
 
 
 VARIANTS = {
@@ -250,6 +303,8 @@ VARIANTS = {
         {},
         {"tie_word_embeddings": True, "attention_bias": True},
         {"full_attention_interval": 2, "linear_num_value_heads": 8, "head_dim": 64},
+        {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+        {"full_attention_interval": 1, "layer_types": ["full_attention"] * 3 + ["linear_attention"]},
     ],
     "gpt_oss": [{}, {"num_key_value_heads": 1}],
     "gemma4": [
@@ -257,6 +312,7 @@ VARIANTS = {
         {"tie_word_embeddings": False, "attention_k_eq_v": False, "num_global_key_value_heads": None},
         {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16},
         {"layer_types": None, "global_head_dim": None},
+        {"per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}}, "attention_k_eq_v": False},
     ],
 }
 
@@ -269,8 +325,8 @@ def test_the_tables_of_tensors_are_the_models(family: str, changes: dict, tmp_pa
     adapter = adapter_for(config)
     text, shape = adapter.text_config(config), adapter.moe_shape(config)
     wanted = dict(model_tensors(family, config, text, shape))
-    module = import_module(adapter.implementation)
-    model = module.Model(module.ModelArgs.from_dict(json.loads((tmp_path / "config.json").read_text())))
+    base, arguments, values = family_classes(adapter, config)
+    model = base(arguments.from_dict(values))
     names = ExpertTensorNames(adapter)
     parameters = tree_flatten(model.parameters())
     assert wanted == {name: array.shape for name, array in parameters if names.place(name) is None}

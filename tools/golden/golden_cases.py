@@ -140,14 +140,14 @@ def _qwen3_5_moe(outer: dict[str, Any] | None = None, **changes: Any) -> dict[st
     text = {name: value for name, value in text.items() if value is not ...}
     return {
         "architectures": ["Qwen3_5MoeForConditionalGeneration"],
-        "image_token_id": 150,
+        "image_token_id": 248056,
         "model_type": "qwen3_5_moe",
         "text_config": text,
         "tie_word_embeddings": text["tie_word_embeddings"],
-        "video_token_id": 151,
+        "video_token_id": 248057,
         "vision_config": {"depth": 1, "hidden_size": 16, "num_heads": 2},
-        "vision_end_token_id": 152,
-        "vision_start_token_id": 153,
+        "vision_end_token_id": 248054,
+        "vision_start_token_id": 248053,
     } | (outer or {})
 
 
@@ -254,11 +254,11 @@ def _gemma4(outer: dict[str, Any] | None = None, **changes: Any) -> dict[str, An
         "audio_config": None,
         "dtype": "bfloat16",
         "eos_token_id": [1, 106],
-        "image_token_id": 150,
+        "image_token_id": 258880,
         "model_type": "gemma4",
         "text_config": text,
         "tie_word_embeddings": text["tie_word_embeddings"],
-        "video_token_id": 151,
+        "video_token_id": 258884,
         "vision_config": None,
     } | (outer or {})
 
@@ -352,6 +352,25 @@ CASES: dict[str, GoldenCase] = {
             family="qwen3_5_moe",
             config=_qwen3_5_moe(),
             extra=("model.visual.patch_embed.proj.weight", "mtp.norm.weight"),
+        ),
+        # As its model card tells users to ask for long contexts.
+        GoldenCase(
+            name="qwen3_5_moe_yarn",
+            family="qwen3_5_moe",
+            config=_qwen3_5_moe(
+                layer_types=["linear_attention", "full_attention"],
+                num_hidden_layers=2,
+                rope_parameters={
+                    "factor": 4.0,
+                    "mrope_interleaved": True,
+                    "mrope_section": [4, 2, 2],
+                    "original_max_position_embeddings": 128,
+                    "partial_rotary_factor": 0.5,
+                    "rope_theta": 10000,
+                    "rope_type": "yarn",
+                },
+            ),
+            prompts=((40, 1),),
         ),
         # Layer types that no interval gives, tied ends, biases, one key head to three value heads, F32.
         GoldenCase(
