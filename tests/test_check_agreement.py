@@ -257,6 +257,7 @@ UNSUPPORTED = {
         {"hidden_act": "gelu"},
         {"use_sliding_window": True},
         {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"partial_rotary_factor": 0.5},
     ],
     "qwen3_5_moe": [
         {"hidden_act": "gelu"},

@@ -353,7 +353,7 @@ CASES: dict[str, GoldenCase] = {
             config=_qwen3_5_moe(),
             extra=("model.visual.patch_embed.proj.weight", "mtp.norm.weight"),
         ),
-        # As its model card tells users to ask for long contexts.
+        # As its model card tells users to ask for long contexts, and with what else YaRN may be told.
         GoldenCase(
             name="qwen3_5_moe_yarn",
             family="qwen3_5_moe",
@@ -361,6 +361,7 @@ CASES: dict[str, GoldenCase] = {
                 layer_types=["linear_attention", "full_attention"],
                 num_hidden_layers=2,
                 rope_parameters={
+                    "attention_factor": 0.9,
                     "factor": 4.0,
                     "mrope_interleaved": True,
                     "mrope_section": [4, 2, 2],
@@ -368,6 +369,7 @@ CASES: dict[str, GoldenCase] = {
                     "partial_rotary_factor": 0.5,
                     "rope_theta": 10000,
                     "rope_type": "yarn",
+                    "truncate": False,
                 },
             ),
             prompts=((40, 1),),

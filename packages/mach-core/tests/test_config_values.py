@@ -2,7 +2,14 @@ import pytest
 
 from mach.errors import ConfigError
 from mach.io.config_file import ConfigFields
-from mach.io.families.config_values import layer_types, number, other_value, rope_parameters, tied
+from mach.io.families.config_values import (
+    layer_types,
+    number,
+    other_value,
+    rope_parameters,
+    rotated_features,
+    tied,
+)
 
 
 def fields(**values: object) -> ConfigFields:
@@ -35,6 +42,10 @@ def test_yarn_takes_its_original_context_from_the_models_where_it_has_none() -> 
         ({}, "rope_theta is missing"),
         ({"rope_theta": "much"}, "rope_theta must be a finite number"),
         ({"rope_theta": float("inf")}, "rope_theta must be a finite number"),
+        (
+            {"rope_parameters": {"rope_theta": 2}, "rope_scaling": {"factor": 2}},
+            "contradicts rope_parameters",
+        ),
         ({"rope_theta": 1}, "rope_theta must be greater than 1"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 2, "factor": 2}}, "original_max"),
         ({"rope_scaling": {"rope_type": "yarn"}, "rope_theta": 2, "max_position_embeddings": 9}, "factor is"),
@@ -102,3 +113,11 @@ def test_numbers_are_numbers() -> None:
     for value in (True, "2", [2], float("nan")):
         with pytest.raises(ConfigError, match="x must be a finite number"):
             number(fields(x=value), "x")
+
+
+def test_rotated_features_are_pairs_within_the_head() -> None:
+    assert rotated_features(fields(), 64) == 64
+    assert rotated_features(fields(partial_rotary_factor=0.25), 64) == 16
+    for factor in (0, 0.05, 1.5, 0.75):
+        with pytest.raises(ConfigError, match="of 4 features rotated"):
+            rotated_features(fields(partial_rotary_factor=factor), 4)

@@ -18,7 +18,7 @@ from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames
 from mach.io.model_tensors import model_config, unsupported_value
 from mach_store.errors import StoreError
-from mach_store.model_repairs import repair_model, repair_weights
+from mach_store.model_repairs import repair_model, repair_weights, widen_embeddings
 
 SwitchFactory = Callable[[int, nn.Module], nn.Module]
 """(layer, the module to replace) → the module that takes its place."""
@@ -87,6 +87,7 @@ def build_model(
         raise StoreError(f"{directory}: the weights or config.json do not fit the model: {reason}") from error
     if compute_dtype() == mx.float32:
         model.set_dtype(mx.float32)
+        widen_embeddings(model)
     mx.eval(model.parameters())
     return model, config
 

@@ -29,6 +29,36 @@ class Float32Norm(nn.RMSNorm):
         return normalised.astype(x.dtype)
 
 
+class Float32Embedding(nn.Module):
+    """A quantised embedding whose rows come out in float32; MLX gives bfloat16 for mxfp4, mxfp8 and nvfp4.
+
+    Gemma multiplies them by a root that bfloat16 rounds.
+    """
+
+    def __init__(self, quantized: nn.QuantizedEmbedding) -> None:
+        """Stand for `quantized`, whose weights are bound."""
+        super().__init__()
+        self.quantized = quantized
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Rows [..., features] of the tokens `x`."""
+        rows: mx.array = self.quantized(x)
+        return rows.astype(mx.float32)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """Products of `x` with every row."""
+        logits: mx.array = self.quantized.as_linear(x)
+        return logits
+
+
+def widen_embeddings(model: nn.Module) -> None:
+    """Make every embedding of a loaded model give float32."""
+    for _, owner in model.named_modules():
+        for name, child in owner.children().items():
+            if isinstance(child, nn.QuantizedEmbedding) and not isinstance(owner, Float32Embedding):
+                setattr(owner, name, Float32Embedding(child))
+
+
 def repair_model(model_type: str, model: nn.Module, config: Config, compute: mx.Dtype) -> None:
     """Set right what the family's model does not read from its config.
 

@@ -85,9 +85,12 @@ def rope_parameters(fields: ConfigFields) -> ConfigFields:
         Fields `rope_type`, `rope_theta` and what the type needs.
 
     Raises:
-        ConfigError: there is no base.
+        ConfigError: there is no base, or two objects contradict each other.
     """
-    found = fields.object("rope_parameters") or fields.object("rope_scaling")
+    found, older = fields.object("rope_parameters"), fields.object("rope_scaling")
+    if found is not None and older is not None and older.values and found.values != older.values:
+        raise fields.error("rope_scaling", "contradicts rope_parameters; write all of it into the latter")
+    found = found or older
     values = dict(found.values) if found is not None else {}
     for name in ("rope_theta", "partial_rotary_factor"):
         if values.get(name) is None and fields.values.get(name) is not None:
@@ -126,6 +129,23 @@ def other_value(fields: ConfigFields, allowed: Allowed) -> str | None:
     return None
 
 
-def other_rope(rope: ConfigFields, kinds: tuple[str, ...]) -> str | None:
-    """Why a kind of rotary embedding is refused, or None."""
-    return other_value(rope, {"rope_type": kinds})
+def other_rope(rope: ConfigFields, kinds: tuple[str, ...], *, partial: bool = False) -> str | None:
+    """Why a rotary embedding is refused, or None: its kind, or that it is `partial` where none may be."""
+    allowed: dict[str, tuple[Any, ...]] = {"rope_type": kinds}
+    if not partial:
+        allowed["partial_rotary_factor"] = (1.0, 1)
+    return other_value(rope, allowed)
+
+
+def rotated_features(rope: ConfigFields, head: int) -> int:
+    """How many features of a head are rotated.
+
+    Raises:
+        ConfigError: none, more than there are, or an odd number.
+    """
+    rotated = int(head * number(rope, "partial_rotary_factor", 1.0))
+    if not 0 < rotated <= head or rotated % 2:
+        raise rope.error(
+            "partial_rotary_factor", f"makes {rotated} of {head} features rotated: no such pairs"
+        )
+    return rotated

@@ -11,6 +11,7 @@ from mach.io.families.config_values import (
     number,
     other_rope,
     other_value,
+    rotated_features,
     tied,
     with_defaults,
 )
@@ -71,7 +72,7 @@ def config_of(config: ConfigFields, text: ConfigFields) -> Values:
     values["layer_types"] = types
     values["num_key_value_heads"] = width_of(inside, "num_key_value_heads")
     _unfold_layers(inside, types)
-    values["rope_parameters"] = _rope(text)
+    values["rope_parameters"] = _rope(inside)
     return config.values | {"text_config": values, "vocab_size": vocabulary_of(inside)}
 
 
@@ -99,14 +100,15 @@ def _rope(text: ConfigFields) -> Values:
     if nested is None:
         return {kind: dict(values) for kind, values in _ROPE.items()}
     result: Values = {}
+    head = width_of(text, "head_dim")
     for kind in _ROPE:
         rope = nested.object(kind)
         if rope is None:
             raise nested.error(kind, "is missing; the rotary embedding of each kind of layer is needed")
         if number(rope, "rope_theta") <= 1:
             raise rope.error("rope_theta", "must be greater than 1")
-        if not 0 < number(rope, "partial_rotary_factor", 1.0) <= 1:
-            raise rope.error("partial_rotary_factor", "must be greater than 0 and at most 1")
+        if kind == FULL:
+            rotated_features(rope, text.integer("global_head_dim", low=0, high=MAX_WIDTH) or head)
         if number(rope, "factor", 1.0) <= 0:
             raise rope.error("factor", "must be greater than 0")
         result[kind] = {"rope_type": rope.values.get("type", "default")} | rope.values
@@ -123,7 +125,7 @@ def unsupported(text: ConfigFields) -> str | None:
     for kind, kinds in ((SLIDING, ("default",)), (FULL, ("proportional", "default"))):
         rope = nested.object(kind)
         assert rope is not None
-        if problem := other_rope(rope, kinds):
+        if problem := other_rope(rope, kinds, partial=True):
             return problem
     return None
 

@@ -12,6 +12,7 @@ from mach.io.families.config_values import (
     other_rope,
     other_value,
     rope_parameters,
+    rotated_features,
     tied,
     with_defaults,
 )
@@ -57,6 +58,7 @@ def config_of(config: ConfigFields, text: ConfigFields) -> Values:
     values["tie_word_embeddings"] = tied(config, text, False)
     rope = rope_parameters(text)
     rope.values["partial_rotary_factor"] = number(rope, "partial_rotary_factor", 0.25)
+    rotated_features(rope, width_of(inside, "head_dim"))
     values["rope_parameters"] = rope.values
     # The reference always makes the chosen weights sum to one, whatever a config of an older family says.
     values["norm_topk_prob"] = True
@@ -72,7 +74,7 @@ def unsupported(text: ConfigFields) -> str | None:
         return f"{text.path}: {text.prefix}layer_types has no {LINEAR}, without which weights are ambiguous"
     rope = text.object("rope_parameters")
     assert rope is not None
-    return other_value(text, _ALLOWED) or other_rope(rope, ("default", "yarn"))
+    return other_value(text, _ALLOWED) or other_rope(rope, ("default", "yarn"), partial=True)
 
 
 def tensors_of(config: ConfigFields, text: ConfigFields, shape: MoeShape) -> Tensors:
