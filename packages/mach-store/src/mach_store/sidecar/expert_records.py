@@ -66,13 +66,7 @@ def open_records(inspection: CheckpointInspection, packing: Packing | None) -> E
             as wanted.
     """
     if inspection.layout == "stacked":
-        stored = StackedRecords(inspection)
-        if packing is None:
-            return stored
-        if any(q is not None for schema in stored.schemas.values() for q in schema.quantization):
-            _require_same(inspection, stored, packing)
-            return stored
-        return QuantizedRecords(stored, packing.complete(inspection.adapter))
+        return packed_as_wanted(inspection, StackedRecords(inspection), packing)
     if inspection.layout == "per_expert":
         plain = PerExpertRecords(inspection)
         return plain if packing is None else QuantizedRecords(plain, packing.complete(inspection.adapter))
@@ -80,6 +74,22 @@ def open_records(inspection: CheckpointInspection, packing: Packing | None) -> E
         f"{inspection.directory}: experts cannot be exported from the {inspection.layout} layout "
         f"({inspection.layout_reason}); a stacked or per-expert checkpoint is needed"
     )
+
+
+def packed_as_wanted(
+    inspection: CheckpointInspection, stored: ExpertRecords, packing: Packing | None
+) -> ExpertRecords:
+    """`stored` itself, or packed if it is plain floats and `packing` asks for it.
+
+    Raises:
+        SidecarExportError: it is packed otherwise already, or cannot be packed so.
+    """
+    if packing is None:
+        return stored
+    if any(q is not None for schema in stored.schemas.values() for q in schema.quantization):
+        _require_same(inspection, stored, packing)
+        return stored
+    return QuantizedRecords(stored, packing.complete(inspection.adapter))
 
 
 def _require_same(inspection: CheckpointInspection, stored: ExpertRecords, wanted: Packing) -> None:

@@ -7,7 +7,6 @@ the place of `<output>` in one step.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -28,11 +27,13 @@ from mach.io.sidecar_layout import (
     parse_layout,
 )
 from mach_store.errors import SidecarExportError
+from mach_store.lock_file import lock_file, unlock_file
 from mach_store.sidecar.atomic_directory import fsync_directory, install_directory
 
 Buffer = bytes | bytearray | memoryview
 PROGRESS_NAME = "progress.json"
-_COPY_BYTES = 8 << 20
+# Records are written several at a time, without a copy in between, and few enough for one system call.
+_GATHER_BYTES, _GATHER_BUFFERS, _MAX_BUFFERS = 4 << 20, 256, 1024
 _LAYER_FILE = re.compile(r"layer_\d+\.bin")
 
 
@@ -62,7 +63,7 @@ class SidecarWriter:
         self._lock_path = self.partial + ".lock"
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self.output)), exist_ok=True)
-            self._lock = _lock(self._lock_path)
+            self._lock = lock_file(self._lock_path)
         except OSError as error:
             raise SidecarExportError(f"{self.output}: cannot be written: {error.strerror}") from error
         try:
@@ -81,9 +82,7 @@ class SidecarWriter:
         self._unlock()
 
     def _unlock(self) -> None:
-        # Unlinked while it is held: who has opened it meanwhile sees that the name is of another file now.
-        os.unlink(self._lock_path)
-        os.close(self._lock)
+        unlock_file(self._lock_path, self._lock)
 
     @property
     def done(self) -> frozenset[int]:
@@ -102,7 +101,8 @@ class SidecarWriter:
         padding = bytes(stride - schema.nbytes)
         checksums = []
         try:
-            with open(temporary, "wb", buffering=_COPY_BYTES) as out:
+            with open(temporary, "wb", buffering=0) as out:
+                gathered, waiting = 0, []
                 for expert, record in enumerate(records):
                     crc = 0
                     for segment, data in zip(schema.segments, record, strict=True):
@@ -112,10 +112,13 @@ class SidecarWriter:
                                 f"{memoryview(data).nbytes} bytes, not {segment.nbytes}"
                             )
                         crc = zlib.crc32(data, crc)
-                        out.write(data)
-                    out.write(padding)
                     checksums.append(crc)
-                out.flush()
+                    waiting += [*record, padding]
+                    gathered += stride
+                    if gathered >= _GATHER_BYTES or len(waiting) >= _GATHER_BUFFERS:
+                        _write_all(out.fileno(), waiting)
+                        gathered, waiting = 0, []
+                _write_all(out.fileno(), waiting)
                 os.fsync(out.fileno())
             os.rename(temporary, os.path.join(self.partial, name))
             self._done[index] = LayerFile(
@@ -204,32 +207,20 @@ class SidecarWriter:
         return True
 
 
-def _lock(path: str) -> int:
-    """A descriptor of the file `path`, locked; the lock ends with the process, however it ends.
+def _write_all(fd: int, buffers: Sequence[Buffer]) -> None:
+    """Write the buffers back to back, in as few system calls as it takes.
 
     Raises:
-        SidecarExportError: another process holds it.
-        OSError: the file cannot be made.
+        OSError: the disk refuses.
     """
-    while True:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(fd)
-            raise SidecarExportError(
-                f"{path}: another export is writing here: wait for it, or end it, and export again"
-            ) from error
-        except OSError:
-            os.close(fd)
-            raise
-        # The file may have been unlinked between open and flock: then this lock protects nothing.
-        try:
-            if os.path.samestat(os.stat(path), os.fstat(fd)):
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
+    left = [view for buffer in buffers if (view := memoryview(buffer).cast("B")).nbytes]
+    while left:
+        written = os.writev(fd, left[:_MAX_BUFFERS])
+        while written:
+            if written < left[0].nbytes:
+                left[0] = left[0][written:]
+                break
+            written -= left.pop(0).nbytes
 
 
 def _require_replaceable(output: str) -> None:
