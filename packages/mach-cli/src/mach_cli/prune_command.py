@@ -15,7 +15,7 @@ from mach.io.tokenizer_files import has_tokenizer
 from mach_cli.progress_bar import ProgressBar
 from mach_store.prune.progress import Progress
 from mach_store.prune.pruner import PruneReport, prune_checkpoint
-from mach_store.sidecar.expert_records import Packing
+from mach_store.sidecar.packing import Packing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from mach.io.inspection import CheckpointInspection
+from mach.io.raw_form import FP8_BLOCK, FP8_SCALE_DTYPES
 from mach.io.safetensors_header import TensorEntry
 from mach_store.errors import PruneError
 from mach_store.safetensors_writer import read_range
+from mach_store.sidecar.fp8_blocks import decode_blocks, decode_scales
 
 FP8 = "F8_E4M3"
-DEFAULT_BLOCK = (128, 128)
 
 
 def scale_of(name: str, tensors: Mapping[str, TensorEntry]) -> str | None:
@@ -38,7 +39,7 @@ def block_size(inspection: CheckpointInspection) -> tuple[int, int]:
     fields = fields or inspection.text_config.object("quantization_config")
     sizes = None if fields is None else fields.integers("weight_block_size", 1, 1 << 16, 2)
     if sizes is None:
-        return DEFAULT_BLOCK
+        return FP8_BLOCK
     if len(sizes) != 2:
         raise PruneError(
             f"{inspection.config.path}: weight_block_size must hold two numbers, rows and columns"
@@ -55,7 +56,7 @@ def require_blocks(name: str, entry: TensorEntry, scale: TensorEntry, block: tup
     if entry.dtype != FP8 or len(entry.shape) != 2:
         raise PruneError(f"{entry.file}: {name} ({entry.dtype} {list(entry.shape)}) is not an fp8 matrix")
     wanted = tuple(-(-extent // size) for extent, size in zip(entry.shape, block, strict=True))
-    if scale.shape != wanted or scale.dtype not in ("F32", "BF16", "F16", "F8_E8M0"):
+    if scale.shape != wanted or scale.dtype not in FP8_SCALE_DTYPES:
         raise PruneError(
             f"{scale.file}: the scales of {name} are {scale.dtype} {list(scale.shape)}, but blocks of "
             f"{block[0]} x {block[1]} make them {list(wanted)} floats"
@@ -67,43 +68,13 @@ def widened(
 ) -> Iterator[bytes]:
     """bfloat16 bytes of `entry`'s rows, or of the rows `kept`, ascending."""
     rows, columns = entry.shape
-    scales = _floats(scale)
+    raw = b"".join(read_range(scale.file, scale.start, scale.nbytes))
+    scales = decode_scales(np.frombuffer(raw, np.uint8), scale.dtype).reshape(scale.shape)
     wanted = np.ones(rows, bool)
     if kept is not None:
         wanted[:] = False
         wanted[list(kept)] = True
     for band, chunk in enumerate(read_range(entry.file, entry.start, entry.nbytes, block[0] * columns)):
-        values = _E4M3[np.frombuffer(chunk, np.uint8).reshape(-1, columns)]
-        values *= np.repeat(scales[band], block[1])[:columns]
-        chosen = wanted[band * block[0] : band * block[0] + len(values)]
-        yield _bfloat16(values[chosen]).tobytes()
-
-
-def _e4m3_table() -> np.ndarray:
-    """The 256 values of float8 E4M3 (FN): bias 7, no infinities, 0x7f and 0xff not numbers."""
-    codes = np.arange(256)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    normal = (1 + mantissa / 8) * 2.0 ** (exponent - 7)
-    values = np.where(exponent == 0, mantissa / 8 * 2.0**-6, normal)
-    values[(codes & 127) == 127] = np.nan
-    return np.where(codes & 128, -values, values).astype(np.float32)
-
-
-_E4M3 = _e4m3_table()
-
-
-def _floats(entry: TensorEntry) -> np.ndarray:
-    raw = np.frombuffer(b"".join(read_range(entry.file, entry.start, entry.nbytes)), np.uint8)
-    if entry.dtype == "F8_E8M0":
-        return np.exp2(raw.astype(np.float32) - 127).reshape(entry.shape)
-    if entry.dtype == "BF16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(entry.shape)
-    return (
-        raw.view(np.float16 if entry.dtype == "F16" else np.float32).astype(np.float32).reshape(entry.shape)
-    )
-
-
-def _bfloat16(values: np.ndarray) -> np.ndarray:
-    """Rounded to the nearest, ties to even."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        codes = np.frombuffer(chunk, np.uint8).reshape(-1, columns)
+        values = decode_blocks(codes, scales[band : band + 1], block)
+        yield values[wanted[band * block[0] : band * block[0] + len(values)]].tobytes()

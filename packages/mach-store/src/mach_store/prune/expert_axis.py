@@ -60,7 +60,8 @@ class ExpertAxisNames:
 
     def __init__(self, adapter: MoeArchAdapter) -> None:
         axis, names = EXPERT_AXES[adapter.model_type], adapter.names
-        templates = (names.switch_block, *names.switch_block_aliases, *names.per_expert, *names.fused)
+        raw = (block for form in names.raw for block in form.blocks)
+        templates = (names.switch_block, *names.switch_block_aliases, *raw)
         roots = "|".join(sorted({re.escape(t.partition("{layer}")[0]) for t in templates}))
         modules = "|".join(map(re.escape, axis.modules))
         rows = rf"(?:{modules})\.(?:weight|scales|biases|bias)"

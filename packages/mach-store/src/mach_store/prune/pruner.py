@@ -23,12 +23,9 @@ from mach_store.prune.progress import ByteCounter, Listener
 from mach_store.prune.sidecar_records import SidecarRecords
 from mach_store.prune.source_files import small_files, source_fingerprint
 from mach_store.safetensors_writer import OutputTensor, copy_file, write_safetensors
-from mach_store.sidecar.expert_records import (
-    ExpertRecords,
-    Packing,
-    open_records,
-    packed_as_wanted,
-)
+from mach_store.sidecar.expert_records import open_records
+from mach_store.sidecar.packing import PackedRecords, Packing
+from mach_store.sidecar.record import ExpertRecords
 from mach_store.sidecar.sidecar_writer import SidecarWriter
 
 ASIDE_NAME = "mtp.safetensors"
@@ -144,9 +141,12 @@ def _require_apart(source: Path, output: Path) -> None:
 
 
 def _open(inspection: CheckpointInspection, packing: Packing | None) -> ExpertRecords:
-    if inspection.layout == "sliced":
-        return packed_as_wanted(inspection, SidecarRecords(inspection), packing)
-    return open_records(inspection, packing)
+    if inspection.layout != "sliced":
+        return open_records(inspection, packing)
+    stored = SidecarRecords(inspection)
+    if packing is None:
+        return stored
+    return PackedRecords(inspection.directory, stored, packing, inspection.adapter)
 
 
 def _require_loadable(inspection: CheckpointInspection, config: dict[str, Any], others: OtherTensors) -> None:
