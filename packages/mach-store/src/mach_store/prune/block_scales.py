@@ -66,10 +66,16 @@ def require_blocks(name: str, entry: TensorEntry, scale: TensorEntry, block: tup
 def widened(
     entry: TensorEntry, scale: TensorEntry, block: tuple[int, int], kept: Sequence[int] | None = None
 ) -> Iterator[bytes]:
-    """bfloat16 bytes of `entry`'s rows, or of the rows `kept`, ascending."""
+    """bfloat16 bytes of `entry`'s rows, or of the rows `kept`, ascending.
+
+    Raises:
+        PruneError: a scale is no finite number.
+    """
     rows, columns = entry.shape
     raw = b"".join(read_range(scale.file, scale.start, scale.nbytes))
     scales = decode_scales(np.frombuffer(raw, np.uint8), scale.dtype).reshape(scale.shape)
+    if not np.isfinite(scales).all():
+        raise PruneError(f"{scale.file}: scales hold what is no finite number: fetch the file again")
     wanted = np.ones(rows, bool)
     if kept is not None:
         wanted[:] = False

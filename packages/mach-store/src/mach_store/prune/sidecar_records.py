@@ -10,6 +10,8 @@ from mach.io.inspection import CheckpointInspection
 from mach.io.sidecar_layout import check_files, read_layout
 from mach.preflight.sidecar_probe import match_config
 from mach_store.errors import SidecarCorruptionError
+from mach_store.sidecar.byte_ranges import ByteRanges, read_ahead
+from mach_store.sidecar.record import Record
 
 
 class SidecarRecords:
@@ -30,7 +32,7 @@ class SidecarRecords:
         self.schemas = {layer.index: layer.schema for layer in layout.layers}
         self.num_experts = inspection.shape.num_experts
 
-    def records(self, layer: int, experts: Sequence[int] | None = None) -> Iterator[list[memoryview]]:
+    def records(self, layer: int, experts: Sequence[int] | None = None) -> Iterator[Record]:
         """See `ExpertRecords`.
 
         Raises:
@@ -38,9 +40,10 @@ class SidecarRecords:
         """
         file = self._layers[layer]
         path = os.path.join(self._directory, file.file)
-        with open(path, "rb", buffering=0) as handle:
-            for expert in range(self.num_experts) if experts is None else experts:
-                record = memoryview(os.pread(handle.fileno(), file.schema.nbytes, expert * file.stride))
+        with ByteRanges() as files:
+
+            def read(expert: int) -> Record:
+                record = memoryview(files.read(path, expert * file.stride, file.schema.nbytes))
                 if zlib.crc32(record) != file.checksums[expert]:
                     raise SidecarCorruptionError(
                         f"{path}: layer {layer}, expert {expert}: checksum does not match: make the "
@@ -49,4 +52,6 @@ class SidecarRecords:
                         layer=layer,
                         expert=expert,
                     )
-                yield [record[s.offset : s.offset + s.nbytes] for s in file.schema.segments]
+                return [record[s.offset : s.offset + s.nbytes] for s in file.schema.segments]
+
+            yield from read_ahead(read, range(self.num_experts) if experts is None else experts)
