@@ -8,15 +8,17 @@ def test_bytes_are_counted_once_they_are_taken() -> None:
     assert next(records) == [b"abc", memoryview(b"de")]
     assert seen == []
     assert list(records) == [[b"fgh", b"ij"]]
-    counter.add(0, 1)
+    counter.add(0, layers=1)
     assert b"".join(counter.chunks([b"1234", b"5"])) == b"12345"
     assert seen == [
-        Progress(0, 2, 5, 30),
-        Progress(0, 2, 10, 30),
-        Progress(1, 2, 10, 30),
-        Progress(1, 2, 14, 30),
-        Progress(1, 2, 15, 30),
+        Progress(0, 2, 5, 30, 0),
+        Progress(0, 2, 10, 30, 0),
+        Progress(1, 2, 10, 30, 0),
+        Progress(1, 2, 14, 30, 0),
+        Progress(1, 2, 15, 30, 0),
     ]
+    counter.add(10, layers=1, taken_up=True)
+    assert seen[-1] == Progress(2, 2, 25, 30, 10)
 
 
 def test_nobody_needs_to_listen() -> None:

@@ -208,7 +208,7 @@ def test_progress_reaches_the_announced_ends(checkpoints, tmp_path) -> None:
     report = prune_checkpoint(checkpoints.stacked(), tmp_path / "out", listener=seen.append)
     assert [state.nbytes for state in seen] == sorted(state.nbytes for state in seen)
     total = report.expert_bytes + report.other_bytes
-    assert seen[-1] == Progress(2, 2, total, total)
+    assert seen[-1] == Progress(2, 2, total, total, 0)
 
 
 def test_an_interrupted_run_is_taken_up(checkpoints, tmp_path) -> None:
@@ -232,7 +232,7 @@ def test_an_interrupted_run_is_taken_up(checkpoints, tmp_path) -> None:
     first = (tmp_path / "out.partial").stat().st_ino
     seen: list[Progress] = []
     prune_checkpoint(checkpoints.stacked(), out, listener=seen.append)
-    assert seen[0].layers == 2, "both layers are taken up"
+    assert (seen[0].layers, seen[0].taken_up) == (2, whole.expert_bytes), "both layers are taken up"
     assert out.stat().st_ino == first
     assert contents(out) == contents(tmp_path / "whole")
 

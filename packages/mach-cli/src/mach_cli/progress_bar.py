@@ -18,8 +18,8 @@ class ProgressBar:
         """Draw on `stream` (stderr) if it is a terminal, at most ten times a second."""
         self._stream = sys.stderr if stream is None else stream
         self._active = self._stream.isatty()
-        self._start = self._last = time.monotonic()
-        self._first: int | None = None
+        self._start: float | None = None
+        self._last = 0.0
         self._width = 0
 
     def __enter__(self) -> ProgressBar:
@@ -29,17 +29,20 @@ class ProgressBar:
         if self._width:
             print(file=self._stream, flush=True)
 
-    def update(self, label: str, done: int, total: int) -> None:
-        """Draw `label` and how far `done` of `total` bytes are, with the speed and the time left."""
+    def update(self, label: str, done: int, total: int, taken_up: int = 0) -> None:
+        """Draw `label` and how far `done` of `total` bytes are, with the speed and the time left.
+
+        Those of `done` that were `taken_up` from an earlier run say nothing of the speed.
+        """
         if not self._active:
             return
         now = time.monotonic()
-        if self._first is None:
-            self._first, self._start = done, now  # what is taken up from an earlier run says nothing of speed
+        if self._start is None:
+            self._start = now
         if now - self._last < _INTERVAL and done < total:
             return
         self._last = now
-        line = bar_line(label, done, total, done - self._first, now - self._start, self._columns())
+        line = bar_line(label, done, total, done - taken_up, now - self._start, self._columns())
         print("\r" + line.ljust(self._width), end="", file=self._stream, flush=True)
         self._width = len(line)
 

@@ -38,7 +38,8 @@ def run(arguments: Sequence[str]) -> int:
 
         def draw(progress: Progress) -> None:
             layer = min(progress.layers + 1, progress.all_layers)
-            bar.update(f"layer {layer} of {progress.all_layers}", progress.nbytes, progress.all_bytes)
+            label = f"layer {layer} of {progress.all_layers}"
+            bar.update(label, progress.nbytes, progress.all_bytes, progress.taken_up)
 
         report = prune_checkpoint(
             source,

@@ -192,7 +192,8 @@ def _write_experts(
 ) -> None:
     layers = sorted(records.schemas)
     if target.sidecar_done:
-        counter.add(keep.num_experts * sum(schema.nbytes for schema in records.schemas.values()), len(layers))
+        nbytes = keep.num_experts * sum(schema.nbytes for schema in records.schemas.values())
+        counter.add(nbytes, layers=len(layers), taken_up=True)
         return
     with SidecarWriter(
         target.path(DIRECTORY),
@@ -203,10 +204,10 @@ def _write_experts(
         for layer in layers:
             schema, kept = records.schemas[layer], keep.experts[layer]
             if layer in writer.done:
-                counter.add(len(kept) * schema.nbytes, 1)
+                counter.add(len(kept) * schema.nbytes, layers=1, taken_up=True)
                 continue
             writer.write_layer(layer, schema, counter.records(records.records(layer, kept)))
-            counter.add(0, 1)
+            counter.add(0, layers=1)
         writer.finish()
 
 
@@ -216,7 +217,7 @@ def _write_weights(target: OutputDirectory, others: OtherTensors, counter: ByteC
         shards[ASIDE_NAME] = others.aside
     for name, tensors in shards.items():
         if target.done(name):
-            counter.add(sum(tensor.nbytes for tensor in tensors))
+            counter.add(sum(tensor.nbytes for tensor in tensors), taken_up=True)
             continue
         counted = [replace(tensor, chunks=counter.chunks(tensor.chunks)) for tensor in tensors]
         target.record(name, write_safetensors(target.path(name), counted))
