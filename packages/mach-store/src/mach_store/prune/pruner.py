@@ -112,9 +112,10 @@ def prune_checkpoint(
         dropped=others.dropped,
     )
     with OutputDirectory(str(output), fingerprint, overwrite=overwrite) as target:
-        if target.complete:
-            return replace(report, already_done=True)
         try:
+            if target.complete:
+                target.discard()
+                return replace(report, already_done=True)
             target.begin()
             _require_space(target, records, report, alignment)
             counter = ByteCounter(report.layers, report.expert_bytes + report.other_bytes, listener)
