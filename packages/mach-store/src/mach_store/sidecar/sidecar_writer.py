@@ -12,6 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 
@@ -73,6 +74,8 @@ class SidecarWriter:
         except OSError as error:
             self._unlock()
             raise SidecarExportError(f"{self.partial}: cannot be written: {error.strerror}") from error
+        self._background = ThreadPoolExecutor(1, "mach-durable")
+        self._under_way: Future[None] | None = None
 
     def __enter__(self) -> SidecarWriter:
         return self
@@ -80,6 +83,8 @@ class SidecarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What is under way is finished first: the next writer may begin as soon as the lock is free.
+        self._background.shutdown()
         self._unlock()
 
     def _unlock(self) -> None:
@@ -87,7 +92,7 @@ class SidecarWriter:
 
     @property
     def done(self) -> frozenset[int]:
-        """Layers that need not be written again."""
+        """Layers that need not be written again; the one written last may still be on its way to the disk."""
         return frozenset(self._done)
 
     def write_layer(self, index: int, schema: RecordSchema, records: Iterable[Sequence[Buffer]]) -> None:
@@ -119,27 +124,46 @@ class SidecarWriter:
                     checksums.append(crc)
                 out.flush()
                 out.truncate()  # what was allocated and not written
-                os.fsync(out.fileno())
-            os.rename(temporary, os.path.join(self.partial, name))
-            self._done[index] = LayerFile(
-                index=index,
-                file=name,
-                num_experts=len(checksums),
-                stride=stride,
-                schema=schema,
-                checksums=tuple(checksums),
-            )
+        except OSError as error:
+            raise self._refused(temporary, error) from error
+        layer = LayerFile(
+            index=index,
+            file=name,
+            num_experts=len(checksums),
+            stride=stride,
+            schema=schema,
+            checksums=tuple(checksums),
+        )
+        self._await_durable()
+        self._under_way = self._background.submit(self._make_durable, temporary, layer)
+
+    def _make_durable(self, temporary: str, layer: LayerFile) -> None:
+        """Wait until a layer is on the disk, and only then give it its name and count it as done."""
+        try:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.rename(temporary, os.path.join(self.partial, layer.file))
+            self._done[layer.index] = layer
             self._write_atomically(
                 PROGRESS_NAME,
                 json.dumps({"fingerprint": self._fingerprint, "layout": json.loads(self._layout())}).encode(),
             )
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(temporary)  # a full disk has better use for its space
-            raise SidecarExportError(
-                f"{error.filename or temporary}: {error.strerror}; the layers done so far are kept in "
-                f"{self.partial} and the next export goes on from them"
-            ) from error
+            raise self._refused(temporary, error) from error
+
+    def _await_durable(self) -> None:
+        """Wait for the layer before, whose way to the disk goes on while the next one is read and written."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def _refused(self, temporary: str, error: OSError) -> SidecarExportError:
+        with suppress(OSError):
+            os.unlink(temporary)  # a full disk has better use for its space
+        return SidecarExportError(
+            f"{error.filename or temporary}: {error.strerror}; the layers done so far are kept in "
+            f"{self.partial} and the next export goes on from them"
+        )
 
     def finish(self) -> SidecarLayout:
         """Write `layout.json`, check every size, and put the directory in place.
@@ -147,6 +171,7 @@ class SidecarWriter:
         Raises:
             SidecarExportError: nothing was written, or the directory cannot be put in place.
         """
+        self._await_durable()
         if not self._done:
             raise SidecarExportError(f"{self.output}: no layer was written")
         raw = self._layout()
