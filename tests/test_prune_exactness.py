@@ -1,0 +1,219 @@
+"""What mach-prune makes gives the tokens of what it was made from, or of the same experts sliced by hand."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mach.io.arch_registry import REGISTRY
+from mach.io.checkpoint_path import resolve_checkpoint
+from mach.preflight.check_report import CheckOptions, check_report
+from mach.settings import CoreSettings
+from mach_cli.prune_command import main as prune
+from mach_decode.engine import Engine, EngineConfig
+from mach_decode.request import GenerationRequest
+from mach_store.engine_checkpoint import write_stacked_checkpoint
+from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
+
+CONFIGS = Path(__file__).parent / "configs"
+PROMPT = tuple(range(40, 75))
+TOKENS = 10
+FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4")
+PACKINGS = {
+    "bf16": None,
+    "affine 4-bit": {"mode": "affine", "bits": 4, "group_size": 64},
+    "affine 8-bit": {"mode": "affine", "bits": 8, "group_size": 32},
+    "mxfp4": {"mode": "mxfp4", "bits": 4, "group_size": 32},
+    "nvfp4": {"mode": "nvfp4", "bits": 4, "group_size": 16},
+}
+COMPONENTS = ("weight", "scales", "biases")
+ROUTERS = {
+    "qwen3_moe": ("mlp.gate.",),
+    "qwen3_5_moe": ("mlp.gate.",),
+    "gpt_oss": ("mlp.router.",),
+    "gemma4": ("router.proj.", "router.per_expert_scale"),
+}
+
+
+class Sources:
+    """Stacked checkpoints with mach-pico's tokenizer, each made once."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def stacked(self, family: str, packing: str) -> Path:
+        directory = self._root / f"{family} {packing}"
+        if not directory.exists():
+            config = json.loads((CONFIGS / f"{family}.json").read_text())
+            if PACKINGS[packing] is not None:
+                config["quantization"] = PACKINGS[packing]
+            engine = directory.with_suffix(".engine")
+            write_synthetic_checkpoint(engine, config, seed=5, tokenizer_from=resolve_checkpoint("mach-pico"))
+            write_stacked_checkpoint(engine, directory)
+            shutil.rmtree(engine)
+        return directory
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return Sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture
+def outcome() -> Iterator[Callable[[Path, str], tuple[list[int], np.ndarray]]]:
+    """A function (checkpoint, residency) → greedy tokens, and the prompt's logits."""
+    made: list[Engine] = []
+
+    def run(directory: Path, residency: str) -> tuple[list[int], np.ndarray]:
+        engine = Engine.load(EngineConfig(checkpoint=str(directory), expert_residency=residency))
+        made.append(engine)
+        engine.end_tokens = frozenset()
+        request = GenerationRequest(prompt=PROMPT, max_tokens=TOKENS)
+        tokens = [event.token for event in engine.generate(request) if event.token is not None]
+        assert len(tokens) == TOKENS
+        return tokens, np.array(engine.model(mx.array([PROMPT]), cache=None))
+
+    yield run
+    for engine in made:
+        engine.close()
+
+
+def same(one: tuple[list[int], np.ndarray], other: tuple[list[int], np.ndarray]) -> None:
+    assert one[0] == other[0]
+    assert np.array_equal(one[1], other[1])
+
+
+def write_plan(path: Path, keep: dict[int, list[int]]) -> Path:
+    path.write_text(
+        json.dumps({"candidate_id": "a", "keep": {str(n): ids for n, ids in keep.items()}}) + "\n"
+    )
+    return path
+
+
+def sliced_by_hand(source: Path, target: Path, family: str, keep: dict[int, list[int]]) -> Path:
+    """The stacked checkpoint with fewer experts: every tensor that has an expert axis is indexed."""
+    target.mkdir()
+    adapter = REGISTRY[family]
+    for path in source.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, target / path.name)
+            continue
+        arrays = {}
+        for name, array in mx.load(str(path)).items():
+            for layer, ids in keep.items():
+                block = adapter.switch_block(layer) + "."
+                root = block[: block.index(f"layers.{layer}.")] + f"layers.{layer}."
+                if name.startswith((block, *(root + router for router in ROUTERS[family]))):
+                    array = array[mx.array(sorted(ids))]
+            arrays[name] = array
+        mx.save_safetensors(str(target / path.name), arrays, {"format": "mlx"})
+    config = json.loads((source / "config.json").read_text())
+    fields = config.get("text_config", config)
+    name = "num_local_experts" if "num_local_experts" in fields else "num_experts"
+    fields[name] = len(next(iter(keep.values())))
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def says_ok(directory: Path, cache: Path) -> bool:
+    report = check_report(str(directory), CheckOptions(local_only=True), CoreSettings(cache_root=str(cache)))
+    return bool(report["supported"]) and report["layout"]["kind"] == "sliced"
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_every_expert_gives_the_sources_tokens(sources, tmp_path, outcome, family, packing) -> None:
+    source, out = sources.stacked(family, packing), tmp_path / "out"
+    assert prune(["--source", str(source), "--output", str(out)]) == 0
+    assert says_ok(out, tmp_path)
+    same(outcome(out, "streaming"), outcome(source, "stacked"))
+
+
+@pytest.mark.parametrize("packing", ["bf16", "affine 4-bit", "mxfp4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_gives_the_tokens_of_the_experts_it_keeps(sources, tmp_path, outcome, family, packing) -> None:
+    source, out = sources.stacked(family, packing), tmp_path / "out"
+    config = json.loads((source / "config.json").read_text())
+    layers = config.get("text_config", config)["num_hidden_layers"]
+    keep = {layer: [(3 * layer + step) % 8 for step in (6, 1, 4, 3, 0)] for layer in range(layers)}
+    plan = write_plan(tmp_path / "plan.jsonl", keep)
+    assert prune(["--source", str(source), "--output", str(out), "--plan", str(plan)]) == 0
+    assert says_ok(out, tmp_path)
+    reference = sliced_by_hand(source, tmp_path / "reference", family, keep)
+    pruned = outcome(out, "streaming")
+    same(pruned, outcome(reference, "stacked"))
+    assert not np.array_equal(pruned[1], outcome(source, "stacked")[1]), "the plan changes something"
+
+
+def test_an_engine_checkpoint_is_pruned_to_the_same_tokens(sources, tmp_path, outcome) -> None:
+    source = sources.stacked("gpt_oss", "mxfp4")
+    layers = json.loads((source / "config.json").read_text())["num_hidden_layers"]
+    keep = {layer: [7, 5, 2 + layer % 2, 0] for layer in range(layers)}
+    plan = write_plan(tmp_path / "plan.jsonl", keep)
+    assert prune(["--source", str(source), "--output", str(tmp_path / "whole")]) == 0
+    arguments = ["--source", str(tmp_path / "whole"), "--output", str(tmp_path / "out")]
+    assert prune([*arguments, "--plan", str(plan), "--candidate-id", "a"]) == 0
+    reference = sliced_by_hand(source, tmp_path / "reference", "gpt_oss", keep)
+    same(outcome(tmp_path / "out", "streaming"), outcome(reference, "stacked"))
+
+
+def packed_by_hand(plain: Path, target: Path, quantization: dict) -> Path:
+    """The plain stacked checkpoint with its experts packed as config.json's `quantization` shall say."""
+    target.mkdir()
+    for path in plain.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, target / path.name)
+            continue
+        arrays = {}
+        for name, array in mx.load(str(path)).items():
+            if ".switch_mlp." not in name:
+                arrays[name] = array
+                continue
+            module = name.removesuffix(".weight")
+            q = quantization.get(module, quantization)
+            parts = zip(COMPONENTS, mx.quantize(array, q["group_size"], q["bits"]), strict=True)
+            arrays |= {f"{module}.{component}": part for component, part in parts}
+        mx.save_safetensors(str(target / path.name), arrays, {"format": "mlx"})
+    config = json.loads((plain / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"quantization": quantization}))
+    return target
+
+
+def test_mixed_packing_keeps_its_tokens(sources, tmp_path, outcome) -> None:
+    plain = sources.stacked("qwen3_moe", "bf16")
+    eight, block = {"group_size": 32, "bits": 8}, "model.layers.{}.mlp.switch_mlp.{}"
+    mixed: dict = {"group_size": 64, "bits": 4}
+    mixed |= {block.format(0, name): eight for name in ("gate_proj", "up_proj", "down_proj")}
+    mixed |= {block.format(1, "down_proj"): eight}
+    source, out = packed_by_hand(plain, tmp_path / "source", mixed), tmp_path / "out"
+    assert prune(["--source", str(source), "--output", str(out)]) == 0
+    assert (out / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    assert says_ok(out, tmp_path)
+    same(outcome(out, "streaming"), outcome(source, "stacked"))
+
+
+def test_packing_on_the_way_gives_the_tokens_of_packing_before(sources, tmp_path, outcome) -> None:
+    plain = sources.stacked("qwen3_moe", "bf16")
+    q = {"group_size": 64, "bits": 8, "mode": "affine"}
+    source, out = packed_by_hand(plain, tmp_path / "source", q), tmp_path / "out"
+    assert prune(["--source", str(plain), "--output", str(out), "--bits", "8"]) == 0
+    assert json.loads((out / "config.json").read_text())["quantization"] == q
+    same(outcome(out, "streaming"), outcome(source, "stacked"))
+
+
+def test_a_tower_is_left_out_with_a_word_and_prediction_is_kept(sources, tmp_path, outcome, capsys) -> None:
+    source = Path(shutil.copytree(sources.stacked("qwen3_5_moe", "affine 4-bit"), tmp_path / "source"))
+    tower = {"vision_tower.blocks.0.weight": mx.zeros((500, 1000))}
+    mtp = {"mtp.fc.weight": mx.arange(6.0), "mtp.layers.0.mlp.experts.gate_up_proj": mx.ones((2, 2, 2))}
+    mx.save_safetensors(str(source / "model-more.safetensors"), tower | mtp)
+    out = tmp_path / "out"
+    assert prune(["--source", str(source), "--output", str(out)]) == 0
+    err = capsys.readouterr().err
+    assert err == "mach-prune: left out 0.002 GB under vision_tower, which the engine does not load\n"
+    assert set(mx.load(str(out / "mtp.safetensors"))) == set(mtp)
+    assert says_ok(out, tmp_path)
+    same(outcome(out, "streaming"), outcome(sources.stacked("qwen3_5_moe", "affine 4-bit"), "stacked"))
