@@ -36,25 +36,30 @@ ROUTERS = {
     "qwen3_5_moe": ("mlp.gate.",),
     "gpt_oss": ("mlp.router.",),
     "gemma4": ("router.proj.", "router.per_expert_scale"),
+    "deepseek_v4": ("mlp.gate.weight", "mlp.gate.scales", "mlp.gate.e_score_correction_bias"),
 }
 
 
 class Sources:
-    """Stacked checkpoints with mach-pico's tokenizer, each made once."""
+    """Random checkpoints with mach-pico's tokenizer, each made once, in the engine's form and stacked."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def stacked(self, family: str, packing: str) -> Path:
-        directory = self._root / f"{family} {packing}"
+    def engine(self, family: str, packing: str) -> Path:
+        directory = self._root / f"{family} {packing} engine"
         if not directory.exists():
             config = json.loads((CONFIGS / f"{family}.json").read_text())
             if PACKINGS[packing] is not None:
                 config["quantization"] = PACKINGS[packing]
-            engine = directory.with_suffix(".engine")
-            write_synthetic_checkpoint(engine, config, seed=5, tokenizer_from=resolve_checkpoint("mach-pico"))
-            write_stacked_checkpoint(engine, directory)
-            shutil.rmtree(engine)
+            pico = resolve_checkpoint("mach-pico")
+            write_synthetic_checkpoint(directory, config, seed=5, tokenizer_from=pico)
+        return directory
+
+    def stacked(self, family: str, packing: str) -> Path:
+        directory = self._root / f"{family} {packing}"
+        if not directory.exists():
+            write_stacked_checkpoint(self.engine(family, packing), directory)
         return directory
 
 
@@ -113,7 +118,7 @@ def sliced_by_hand(source: Path, target: Path, family: str, keep: dict[int, list
         mx.save_safetensors(str(target / path.name), arrays, {"format": "mlx"})
     config = json.loads((source / "config.json").read_text())
     fields = config.get("text_config", config)
-    name = "num_local_experts" if "num_local_experts" in fields else "num_experts"
+    name = next(n for n in ("num_experts", "num_local_experts", "n_routed_experts") if n in fields)
     fields[name] = len(next(iter(keep.values())))
     (target / "config.json").write_text(json.dumps(config))
     return target
@@ -147,6 +152,37 @@ def test_a_plan_gives_the_tokens_of_the_experts_it_keeps(sources, tmp_path, outc
     pruned = outcome(out, "streaming")
     same(pruned, outcome(reference, "stacked"))
     assert not np.array_equal(pruned[1], outcome(source, "stacked")[1]), "the plan changes something"
+
+
+@pytest.mark.parametrize("packing", ["bf16", "mxfp4"])
+def test_deepseek_v4_which_has_no_resident_mode_keeps_its_tokens(sources, tmp_path, outcome, packing) -> None:
+    source, out = sources.stacked("deepseek_v4", packing), tmp_path / "out"
+    assert prune(["--source", str(source), "--output", str(out)]) == 0
+    assert says_ok(out, tmp_path)
+    same(outcome(out, "streaming"), outcome(sources.engine("deepseek_v4", packing), "streaming"))
+
+
+def test_a_plan_that_spares_a_routing_tables_experts_gives_the_tokens_of_those_it_keeps(
+    sources, tmp_path, outcome
+) -> None:
+    source = Path(shutil.copytree(sources.stacked("deepseek_v4", "mxfp4"), tmp_path / "source"))
+    name, path = "model.layers.0.mlp.gate.tid2eid", str(source / "model.safetensors")
+    arrays = dict(mx.load(path))
+    table = np.array(arrays[name])
+    table[:] = np.array([1, 3, 4, 6])[table % 4]
+    arrays[name] = mx.array(table)
+    mx.save_safetensors(path, arrays, {"format": "mlx"})
+    keep = {0: [0, 1, 3, 4, 6], 1: [7, 6, 2, 1, 0], 2: [3, 4, 5, 6, 7], 3: [0, 2, 4, 5, 6]}
+    plan = write_plan(tmp_path / "plan.jsonl", keep)
+    out = tmp_path / "out"
+    assert prune(["--source", str(source), "--output", str(out), "--plan", str(plan)]) == 0
+    assert says_ok(out, tmp_path)
+    by_hand = sliced_by_hand(source, tmp_path / "by hand", "deepseek_v4", keep)
+    arrays = dict(mx.load(str(by_hand / "model.safetensors")))
+    arrays[name] = mx.array(np.searchsorted(sorted(keep[0]), table).astype(table.dtype))
+    mx.save_safetensors(str(by_hand / "model.safetensors"), arrays, {"format": "mlx"})
+    assert prune(["--source", str(by_hand), "--output", str(tmp_path / "reference")]) == 0
+    same(outcome(out, "streaming"), outcome(tmp_path / "reference", "streaming"))
 
 
 def test_an_engine_checkpoint_is_pruned_to_the_same_tokens(sources, tmp_path, outcome) -> None:

@@ -51,7 +51,7 @@ def write_plan(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "deepseek_v4"])
 @pytest.mark.parametrize("quantization", ["affine", "mxfp4", "none"])
 def test_slicing_a_stacked_checkpoint_gives_its_engine_form_back(
     checkpoints, tmp_path, family, quantization
@@ -102,6 +102,18 @@ def test_a_plan_keeps_the_records_and_rows_of_its_experts(
     assert report.expert_bytes + report.other_bytes < inspection.other_bytes + 8 * sum(
         layer.schema.nbytes for layer in read_layout(engine / "expert_sidecar").layers
     )
+
+
+def test_an_expert_that_a_hash_routed_layer_sends_tokens_to_cannot_be_dropped(
+    checkpoints, tmp_path, write_plan
+) -> None:
+    source = checkpoints.engine("deepseek_v4")
+    plan = write_plan(dict.fromkeys(inspect_checkpoint(source).shape.moe_layers, [0, 1, 2, 3, 4, 5, 6]))
+    with pytest.raises(
+        PruneError, match="layer 0 routes tokens by the table .* names expert 7, and the plan"
+    ):
+        prune_checkpoint(source, tmp_path / "out", plan=plan)
+    assert os.listdir(tmp_path) == ["plan.jsonl"]
 
 
 def test_an_engine_checkpoint_is_pruned_as_its_source_is(checkpoints, tmp_path, write_plan) -> None:

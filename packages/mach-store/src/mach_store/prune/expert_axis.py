@@ -7,7 +7,7 @@ and of the published checkpoints.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,9 @@ from mach_store.errors import PruneError
 from mach_store.safetensors_writer import read_range
 
 _TABLE_BYTES = 8 << 20
+_INTEGERS: dict[str, type[np.integer]] = {
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+}  # fmt: skip
 
 
 class ExpertAxis(NamedTuple):
@@ -135,11 +138,10 @@ def require_named_kept(
 
 
 def _table(name: str, entry: TensorEntry, num_experts: int, layer: int) -> Iterator[np.ndarray]:
-    dtypes: Mapping[str, type[np.signedinteger]] = {"I64": np.int64, "I32": np.int32}
-    if entry.dtype not in dtypes:
+    if entry.dtype not in _INTEGERS:
         raise PruneError(f"{entry.file}: {name} has dtype {entry.dtype}, which is no table of expert numbers")
     for chunk in read_range(entry.file, entry.start, entry.nbytes, _TABLE_BYTES):
-        values = np.frombuffer(chunk, dtypes[entry.dtype])
+        values = np.frombuffer(chunk, _INTEGERS[entry.dtype])
         if values.size and not (0 <= values.min() and values.max() < num_experts):
             raise PruneError(
                 f"{entry.file}: layer {layer}: {name} names an expert outside 0 to {num_experts - 1}"
