@@ -241,6 +241,132 @@ def test_packing_on_the_way_gives_the_tokens_of_packing_before(sources, tmp_path
     same(outcome(out, "streaming"), outcome(source, "stacked"))
 
 
+def arrays_of(directory: Path) -> dict[str, mx.array]:
+    arrays: dict[str, mx.array] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        arrays |= mx.load(str(path))
+    return arrays
+
+
+def write_like(source: Path, target: Path, arrays: dict[str, mx.array], config: dict) -> Path:
+    """A checkpoint with the small files of `source`."""
+    target.mkdir()
+    for path in source.iterdir():
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, target / path.name)
+    (target / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(str(target / "model.safetensors"), arrays)
+    return target
+
+
+def test_published_fp8_gives_the_tokens_of_the_same_numbers_in_bfloat16(sources, tmp_path, outcome) -> None:
+    plain, block = sources.stacked("qwen3_moe", "bf16"), (64, 32)
+    published: dict[str, mx.array] = {}
+    decoded: dict[str, mx.array] = {}
+
+    def narrow(name: str, weight: mx.array, number: int) -> mx.array:
+        """Publish one matrix as fp8 with a scale per block, and give its decoded values."""
+        rows, columns = weight.shape
+        grid = (-(-rows // block[0]), -(-columns // block[1]))
+        scales = mx.random.uniform(0.01, 0.03, grid, key=mx.random.key(number)).astype(mx.bfloat16)
+        wide = mx.repeat(mx.repeat(scales.astype(mx.float32), block[0], 0), block[1], 1)[:rows, :columns]
+        codes = mx.to_fp8(weight.astype(mx.float32) / wide)
+        published[name], published[f"{name}_scale_inv"] = codes, scales
+        return (mx.from_fp8(codes, mx.float32) * wide).astype(mx.bfloat16)
+
+    for number, (name, array) in enumerate(sorted(arrays_of(plain).items())):
+        if ".switch_mlp." in name:
+            names = [name.replace("switch_mlp", f"experts.{expert}") for expert in range(len(array))]
+            matrices = [narrow(one, array[i], 1000 * number + i) for i, one in enumerate(names)]
+            decoded[name] = mx.stack(matrices)
+        elif ".self_attn." in name and array.ndim == 2:
+            decoded[name] = narrow(name, array, number)
+        else:
+            published[name] = decoded[name] = array
+    config = json.loads((plain / "config.json").read_text())
+    fp8 = {"quant_method": "fp8", "weight_block_size": list(block), "fmt": "e4m3"}
+    raw = write_like(plain, tmp_path / "raw", published, config | {"quantization_config": fp8})
+    say_float8(raw / "model.safetensors", [n for n in published if f"{n}_scale_inv" in published])
+    twin, out = write_like(plain, tmp_path / "twin", decoded, config), tmp_path / "out"
+    assert prune(["--source", str(raw), "--output", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text()) == config
+    assert says_ok(out, tmp_path)
+    same(outcome(out, "streaming"), outcome(twin, "stacked"))
+
+
+def say_float8(path: Path, names: list[str]) -> None:
+    """Change the dtype of some tensors from U8 to F8_E4M3, which MLX does not write."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    for name in names:
+        header[name]["dtype"] = "F8_E4M3"
+    new = json.dumps(header).encode()
+    path.write_bytes(len(new).to_bytes(8, "little") + new + raw[8 + length :])
+
+
+def test_published_mxfp4_blocks_give_the_tokens_of_their_mlx_form(sources, tmp_path, outcome) -> None:
+    twin, published = sources.stacked("gpt_oss", "mxfp4"), {}
+    arrays = arrays_of(twin)
+
+    def alternating(gate: mx.array, up: mx.array) -> mx.array:
+        return mx.stack([gate, up], axis=2).reshape(len(gate), -1, *gate.shape[2:])
+
+    for name, array in arrays.items():
+        head, block, rest = name.partition(".mlp.experts.")
+        projection, _, component = rest.partition(".")
+        if not block:
+            published[name] = array
+            continue
+        if component == "weight":
+            array = array.view(mx.uint8).reshape(*array.shape[:2], -1, 16)
+        suffix = {"weight": "_blocks", "scales": "_scales", "bias": "_bias"}[component]
+        if projection == "down_proj":
+            published[f"{head}{block}down_proj{suffix}"] = array
+        elif projection == "gate_proj":
+            up = arrays[name.replace("gate_proj", "up_proj")]
+            up = up.view(mx.uint8).reshape(array.shape) if component == "weight" else up
+            published[f"{head}{block}gate_up_proj{suffix}"] = alternating(array, up)
+    config = json.loads((twin / "config.json").read_text())
+    stated = config.pop("quantization")
+    raw = write_like(
+        twin, tmp_path / "raw", published, config | {"quantization_config": {"quant_method": "mxfp4"}}
+    )
+    out = tmp_path / "out"
+    assert prune(["--source", str(raw), "--output", str(out)]) == 0
+    assert json.loads((out / "config.json").read_text()) == config | {"quantization": stated}
+    assert says_ok(out, tmp_path)
+    same(outcome(out, "streaming"), outcome(twin, "stacked"))
+
+
+def test_published_fused_experts_give_the_tokens_of_their_mlx_form(sources, tmp_path, outcome) -> None:
+    twin, published = sources.stacked("qwen3_5_moe", "bf16"), {}
+    arrays = arrays_of(twin)
+    norms = (".input_layernorm.weight", ".post_attention_layernorm.weight", "model.norm.weight")
+    for name, array in arrays.items():
+        raw_name = name.replace("language_model.model.", "model.language_model.")
+        if name.endswith("conv1d.weight"):
+            array = mx.moveaxis(array, 2, 1)
+        elif name.endswith((*norms, ".q_norm.weight", ".k_norm.weight")):
+            array = array - 1  # the published ones are centred on zero
+        if ".switch_mlp." not in name:
+            published[raw_name.removeprefix("language_model.")] = array
+            continue
+        head, _, rest = raw_name.partition(".switch_mlp.")
+        if rest == "down_proj.weight":
+            published[f"{head}.experts.down_proj"] = array
+        elif rest == "gate_proj.weight":
+            both = mx.concatenate([array, arrays[name.replace("gate_proj", "up_proj")]], axis=1)
+            published[f"{head}.experts.gate_up_proj"] = both
+    config = json.loads((twin / "config.json").read_text())
+    raw, out = write_like(twin, tmp_path / "raw", published, config), tmp_path / "out"
+    assert prune(["--source", str(raw), "--output", str(out)]) == 0
+    assert (out / "config.json").read_bytes() == (raw / "config.json").read_bytes()
+    assert "model.language_model.layers.0.linear_attn.conv1d.weight" in arrays_of(out), "copied as it was"
+    assert says_ok(out, tmp_path)
+    same(outcome(out, "streaming"), outcome(twin, "stacked"))
+
+
 def test_a_tower_is_left_out_with_a_word_and_prediction_is_kept(sources, tmp_path, outcome, capsys) -> None:
     source = Path(shutil.copytree(sources.stacked("qwen3_5_moe", "affine 4-bit"), tmp_path / "source"))
     tower = {"vision_tower.blocks.0.weight": mx.zeros((500, 1000))}

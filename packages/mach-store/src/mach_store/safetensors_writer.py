@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mach.io.safetensors_header import TensorEntry
@@ -54,14 +54,21 @@ def copy_of(name: str, entry: TensorEntry) -> OutputTensor:
     )
 
 
-def write_safetensors(path: str, tensors: Sequence[OutputTensor]) -> WrittenFile:
+def write_safetensors(
+    path: str, tensors: Sequence[OutputTensor], metadata: Mapping[str, str] | None = None
+) -> WrittenFile:
     """Write `path` atomically: the name appears only once every byte is on the disk.
+
+    Args:
+        path: the file to make or replace.
+        tensors: what goes into it, in this order.
+        metadata: further entries of the header's `__metadata__`.
 
     Raises:
         ValueError: a tensor's chunks bring more or fewer bytes than announced.
         OSError: the disk refuses.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "mlx"}}
+    header: dict[str, object] = {"__metadata__": {"format": "mlx", **(metadata or {})}}
     offset = 0
     for tensor in tensors:
         header[tensor.name] = {

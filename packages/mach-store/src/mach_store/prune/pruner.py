@@ -120,7 +120,7 @@ def prune_checkpoint(
             _require_space(target, records, report, alignment)
             counter = ByteCounter(report.layers, report.expert_bytes + report.other_bytes, listener)
             _write_experts(target, inspection, records, keep, alignment, fingerprint, counter)
-            _write_weights(target, others, counter)
+            _write_weights(target, inspection, others, counter)
             _write_small_files(target, inspection, config, files)
             if source_fingerprint(inspection, files, settings) != fingerprint:
                 raise PruneError(f"{source}: changed while it was read: run again when it is at rest")
@@ -212,16 +212,24 @@ def _write_experts(
         writer.finish()
 
 
-def _write_weights(target: OutputDirectory, others: OtherTensors, counter: ByteCounter) -> None:
+def _write_weights(
+    target: OutputDirectory, inspection: CheckpointInspection, others: OtherTensors, counter: ByteCounter
+) -> None:
     shards = _shards(others.model)
+    packing: dict[str, str] = {}
     if others.aside:
         shards[ASIDE_NAME] = others.aside
+        # config.json loses it, and what is kept byte for byte is read by it.
+        foreign = inspection.config.values.get("quantization_config")
+        if foreign is not None:
+            packing["quantization_config"] = json.dumps(foreign)
     for name, tensors in shards.items():
         if target.done(name):
             counter.add(sum(tensor.nbytes for tensor in tensors), taken_up=True)
             continue
         counted = [replace(tensor, chunks=counter.chunks(tensor.chunks)) for tensor in tensors]
-        target.record(name, write_safetensors(target.path(name), counted))
+        metadata = packing if name == ASIDE_NAME else None
+        target.record(name, write_safetensors(target.path(name), counted, metadata))
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(t.nbytes for tensors in shards.values() for t in tensors)},
