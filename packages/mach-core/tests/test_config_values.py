@@ -4,7 +4,6 @@ from mach.errors import ConfigError
 from mach.io.config_file import ConfigFields
 from mach.io.families.config_values import (
     layer_types,
-    number,
     other_value,
     rope_parameters,
     rotated_features,
@@ -40,13 +39,13 @@ def test_yarn_takes_its_original_context_from_the_models_where_it_has_none() -> 
     ("values", "message"),
     [
         ({}, "rope_theta is missing"),
-        ({"rope_theta": "much"}, "rope_theta must be a finite number"),
-        ({"rope_theta": float("inf")}, "rope_theta must be a finite number"),
+        ({"rope_theta": "much"}, "rope_theta is (a JSON string|outside)"),
+        ({"rope_theta": float("inf")}, "rope_theta is (a JSON string|outside)"),
         (
             {"rope_parameters": {"rope_theta": 2}, "rope_scaling": {"factor": 2}},
             "contradicts rope_parameters",
         ),
-        ({"rope_theta": 1}, "rope_theta must be greater than 1"),
+        ({"rope_theta": 1}, "rope_theta is outside 1.001 to"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 2, "factor": 2}}, "original_max"),
         ({"rope_scaling": {"rope_type": "yarn"}, "rope_theta": 2, "max_position_embeddings": 9}, "factor is"),
         (
@@ -70,7 +69,7 @@ def test_yarn_takes_its_original_context_from_the_models_where_it_has_none() -> 
                     "beta_fast": 0,
                 },
             },
-            "rope_scaling.beta_fast must be greater than 0",
+            "rope_scaling.beta_fast is outside 1e-06",
         ),
     ],
 )
@@ -107,17 +106,11 @@ def test_a_value_that_is_not_computed_is_named_with_what_is() -> None:
     assert "limit is '8.0'; only 7.0 or 7" in str(other_value(fields(limit=8.0), allowed))
 
 
-def test_numbers_are_numbers() -> None:
-    assert number(fields(x=2), "x") == 2.0
-    assert number(fields(), "x", 3.0) == 3.0
-    for value in (True, "2", [2], float("nan")):
-        with pytest.raises(ConfigError, match="x must be a finite number"):
-            number(fields(x=value), "x")
-
-
 def test_rotated_features_are_pairs_within_the_head() -> None:
     assert rotated_features(fields(), 64) == 64
     assert rotated_features(fields(partial_rotary_factor=0.25), 64) == 16
-    for factor in (0, 0.05, 1.5, 0.75):
+    for factor in (0, 0.05, 0.75):
         with pytest.raises(ConfigError, match="of 4 features rotated"):
             rotated_features(fields(partial_rotary_factor=factor), 4)
+    with pytest.raises(ConfigError, match="partial_rotary_factor is outside 0 to 1"):
+        rotated_features(fields(partial_rotary_factor=1.5), 4)

@@ -113,7 +113,7 @@ def test_gemma4_takes_sizes_of_full_layers_from_their_exceptions(normalised: Cal
                 "sliding_attention": {"rope_theta": 1e4},
                 "full_attention": {"rope_theta": 1e4, "partial_rotary_factor": 2},
             },
-            "full_attention.partial_rotary_factor makes 128 of 64 features",
+            "full_attention.partial_rotary_factor is outside 0 to 1",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from mach.io.arch_adapter import MoeShape
 from mach.io.config_file import ConfigFields
-from mach.io.families import gemma4, gpt_oss, qwen3_5_moe, qwen3_moe
+from mach.io.families import deepseek_v4, gemma4, gpt_oss, qwen3_5_moe, qwen3_moe
 from mach.io.families.config_values import vocabulary
 from mach.io.families.tensor_parts import Extents, Tensors
 from mach.io.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES, BLOCK_MODES, QuantScheme, component_shapes
@@ -28,6 +28,7 @@ _FAMILIES: dict[str, ModuleType] = {
     "qwen3_5_moe": qwen3_5_moe,
     "gpt_oss": gpt_oss,
     "gemma4": gemma4,
+    "deepseek_v4": deepseek_v4,
 }
 """Family → module with `config_of`, `unsupported`, `tensors_of` and `path_of`."""
 

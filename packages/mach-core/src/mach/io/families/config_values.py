@@ -5,7 +5,6 @@ Which values a family takes is its own module's business.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,9 @@ from mach.io.arch_adapter import MAX_LAYERS, MAX_WIDTH
 from mach.io.config_file import ConfigFields
 
 MAX_VOCABULARY = 1 << 24
+LEAST_BASE, MOST_BASE = 1.001, 1e15
+"""Of a rotary embedding: the logarithm of a base is divided by."""
+SMALL, LARGE = 1e-6, 1e6
 
 Values = dict[str, Any]
 Allowed = Mapping[str, tuple[Any, ...]]
@@ -27,18 +29,6 @@ def width(fields: ConfigFields, name: str, default: int | None = None) -> int:
 def vocabulary(fields: ConfigFields, default: int | None = None, name: str = "vocab_size") -> int:
     """Rows of an embedding."""
     return fields.integer(name, low=1, high=MAX_VOCABULARY, default=default)
-
-
-def number(fields: ConfigFields, name: str, default: float | None = None) -> float:
-    """A finite number; `default` if the field is absent, which without default is an error."""
-    value = fields.values.get(name)
-    if value is None:
-        if default is None:
-            raise fields.error(name, "is missing; expected a number")
-        return default
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise fields.error(name, "must be a finite number")
-    return float(value)
 
 
 def with_defaults(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Values:
@@ -100,8 +90,7 @@ def rope_parameters(fields: ConfigFields) -> ConfigFields:
     if values["rope_type"] == "mrope":  # text alone turns every section alike
         values["rope_type"] = "default"
     inside = ConfigFields(values, fields.path, found.prefix if found is not None else fields.prefix)
-    if number(inside, "rope_theta") <= 1:
-        raise inside.error("rope_theta", "must be greater than 1")
+    inside.number("rope_theta", low=LEAST_BASE, high=MOST_BASE)
     if values["rope_type"] == "yarn":
         _check_yarn(inside, fields)
     return inside
@@ -111,11 +100,9 @@ def _check_yarn(rope: ConfigFields, fields: ConfigFields) -> None:
     rope.values.setdefault("original_max_position_embeddings", fields.values.get("max_position_embeddings"))
     original = rope.integer("original_max_position_embeddings", low=1, high=1 << 31)
     rope.values["original_max_position_embeddings"] = original
-    if number(rope, "factor") < 1:
-        raise rope.error("factor", "must be at least 1")
+    rope.number("factor", low=1.0, high=LARGE)
     for name in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"):
-        if rope.values.get(name) is not None and number(rope, name) <= 0:
-            raise rope.error(name, "must be greater than 0")
+        rope.number(name, low=SMALL, high=LARGE, default=1.0)
     rope.boolean("truncate", True)
 
 
@@ -141,10 +128,10 @@ def rotated_features(rope: ConfigFields, head: int) -> int:
     """How many features of a head are rotated.
 
     Raises:
-        ConfigError: none, more than there are, or an odd number.
+        ConfigError: none, or an odd number.
     """
-    rotated = int(head * number(rope, "partial_rotary_factor", 1.0))
-    if not 0 < rotated <= head or rotated % 2:
+    rotated = int(head * rope.number("partial_rotary_factor", low=0.0, high=1.0, default=1.0))
+    if not rotated or rotated % 2:
         raise rope.error(
             "partial_rotary_factor", f"makes {rotated} of {head} features rotated: no such pairs"
         )

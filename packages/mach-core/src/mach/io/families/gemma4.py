@@ -5,10 +5,13 @@ from __future__ import annotations
 from mach.io.arch_adapter import MAX_LAYERS, MAX_WIDTH, MoeShape
 from mach.io.config_file import ConfigFields
 from mach.io.families.config_values import (
+    LARGE,
+    LEAST_BASE,
+    MOST_BASE,
+    SMALL,
     Allowed,
     Values,
     layer_types,
-    number,
     other_rope,
     other_value,
     rotated_features,
@@ -64,8 +67,7 @@ def config_of(config: ConfigFields, text: ConfigFields) -> Values:
     inside = ConfigFields(with_defaults(given, _DEFAULTS), text.path, text.prefix)
     values = inside.values
     width_of(inside, "sliding_window")
-    if values["final_logit_softcapping"] is not None:
-        number(inside, "final_logit_softcapping")
+    inside.number("final_logit_softcapping", low=SMALL, high=LARGE, default=LARGE)
     pattern = text.integer("sliding_window_pattern", low=1, high=MAX_LAYERS, default=6)
     types = layer_types(text, (SLIDING, FULL), (SLIDING,) * (pattern - 1) + (FULL,))
     types[-1] = FULL  # as the reference does, whatever is declared
@@ -105,12 +107,10 @@ def _rope(text: ConfigFields) -> Values:
         rope = nested.object(kind)
         if rope is None:
             raise nested.error(kind, "is missing; the rotary embedding of each kind of layer is needed")
-        if number(rope, "rope_theta") <= 1:
-            raise rope.error("rope_theta", "must be greater than 1")
+        rope.number("rope_theta", low=LEAST_BASE, high=MOST_BASE)
         if kind == FULL:
             rotated_features(rope, text.integer("global_head_dim", low=0, high=MAX_WIDTH) or head)
-        if number(rope, "factor", 1.0) <= 0:
-            raise rope.error("factor", "must be greater than 0")
+        rope.number("factor", low=SMALL, high=LARGE, default=1.0)
         result[kind] = {"rope_type": rope.values.get("type", "default")} | rope.values
         result[kind].pop("type", None)
     return result

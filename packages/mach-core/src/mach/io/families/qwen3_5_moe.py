@@ -8,7 +8,6 @@ from mach.io.families.config_values import (
     Allowed,
     Values,
     layer_types,
-    number,
     other_rope,
     other_value,
     rope_parameters,
@@ -57,7 +56,8 @@ def config_of(config: ConfigFields, text: ConfigFields) -> Values:
         raise text.error("linear_num_value_heads", f"is {heads[0]}, not a multiple of {heads[1]} key heads")
     values["tie_word_embeddings"] = tied(config, text, False)
     rope = rope_parameters(text)
-    rope.values["partial_rotary_factor"] = number(rope, "partial_rotary_factor", 0.25)
+    factor = rope.number("partial_rotary_factor", low=0.0, high=1.0, default=0.25)
+    rope.values["partial_rotary_factor"] = factor
     rotated_features(rope, width_of(inside, "head_dim"))
     values["rope_parameters"] = rope.values
     # The reference always makes the chosen weights sum to one, whatever a config of an older family says.
