@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import mlx.core as mx
@@ -125,18 +126,20 @@ def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
         for name, extents in others
     }
     extents = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
-    raw = {f.layout: f.blocks[0] for f in adapter.names.raw}
+    forms = {form.layout: form for form in reversed(adapter.names.raw)}
     for layer in shape.moe_layers:
         if fused:
-            block = raw["fused"].format(layer=layer)
+            block = forms["fused"].blocks[0].format(layer=layer)
             both = (shape.num_experts, 2 * width, hidden)
             tensors[f"{block}.gate_up_proj"] = mx.zeros(both, mx.bfloat16)
             tensors[f"{block}.down_proj"] = mx.zeros((shape.num_experts, hidden, width), mx.bfloat16)
             continue
         for expert in range(shape.num_experts):
-            path = raw["per_expert"].format(layer=layer, expert=expert)
-            for projection, shape_ in extents.items():
-                tensors[f"{path}.{projection}.weight"] = mx.zeros(shape_, mx.bfloat16)
+            path = forms["per_expert"].blocks[0].format(layer=layer, expert=expert)
+            for projection in forms["per_expert"].projections:
+                tensors[f"{path}.{projection.name}.weight"] = mx.zeros(
+                    extents[projection.holds[0]], mx.bfloat16
+                )
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(directory / "model.safetensors"), tensors)
