@@ -111,7 +111,7 @@ def family_classes(adapter: MoeArchAdapter, config: ConfigFields) -> tuple[Any, 
     if problem := unsupported_value(adapter.model_type, normalised):
         raise StoreError(problem)
 
-    class Repaired(base):
+    class Model(base):
         def __init__(self, args: Any) -> None:
             super().__init__(args)
             repair_model(adapter.model_type, self, normalised.values, compute_dtype())
@@ -121,7 +121,7 @@ def family_classes(adapter: MoeArchAdapter, config: ConfigFields) -> tuple[Any, 
             return super().sanitize(weights) if hasattr(base, "sanitize") else weights
 
     # mlx-lm's arguments change the dictionaries that they are made from.
-    return Repaired, module.ModelArgs, deepcopy(normalised.values)
+    return Model, module.ModelArgs, deepcopy(normalised.values)
 
 
 def swap_switch_mlp(
