@@ -2,10 +2,11 @@
 
     uv run python tools/bench/bench_export.py [--gigabytes 1.1] [--rounds 3] [--folder DIR]
 
-Every round copies the checkpoint with `cp` and syncs it, and exports its experts, both once with the source in
-the page cache (warm) and once without (cold; Linux only), in alternating order. An export runs in a process of
-its own, which reports its time, start of the interpreter excluded, and its peak memory. Speeds are bytes of the
-source per second; the ratio is the median of the rounds' own ratios, because a shared disk's speed drifts.
+Every round copies the checkpoint with `cp` and syncs it, and exports its experts, both once with the source
+in the page cache (warm) and once without (cold; Linux only), in alternating order. An export runs in a
+process of its own, which reports its time, start of the interpreter excluded, and its peak memory. Speeds are
+bytes of the source per second; the ratio is the median of the rounds' own ratios, because a shared disk's
+speed drifts.
 Appends to docs/bench/export.csv.
 """
 
@@ -140,8 +141,8 @@ def write_checkpoint(directory: Path, form: str, gigabytes: float) -> int:
     layers = max(1, round(gigabytes * 1e9 / (EXPERTS * EXPERT_WEIGHTS * bytes_per_weight)))
     directory.mkdir()
     config = {
-        "model_type": family, "hidden_size": HIDDEN, "num_hidden_layers": layers, "num_experts_per_tok": TOP_K,
-        "num_local_experts": EXPERTS,
+        "model_type": family, "hidden_size": HIDDEN, "num_hidden_layers": layers,
+        "num_local_experts": EXPERTS, "num_experts_per_tok": TOP_K,
         ("intermediate_size" if family == "gpt_oss" else "moe_intermediate_size"): WIDTH,
         **extra,
     }  # fmt: skip
