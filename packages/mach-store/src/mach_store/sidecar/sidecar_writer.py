@@ -34,10 +34,10 @@ from mach_store.sidecar.atomic_directory import fsync_directory, install_directo
 
 Buffer = bytes | bytearray | memoryview
 PROGRESS_NAME = "progress.json"
-_WRITE_BYTES = 256 << 10
+_BUFFER_BYTES = 64 << 10
+# Some kernels take many times as long for a write of several megabytes, looking for memory in one piece.
+_WRITE_BYTES = 128 << 10
 _ALLOCATE_BYTES = 256 << 20
-# From here on handing a record to another thread costs little beside its checksum.
-_LARGE_BYTES = 512 << 10
 _LAYER_FILE = re.compile(r"layer_\d+\.bin")
 
 
@@ -76,7 +76,7 @@ class SidecarWriter:
         except OSError as error:
             self._unlock()
             raise SidecarExportError(f"{self.partial}: cannot be written: {error.strerror}") from error
-        self._background = ThreadPoolExecutor(2, "mach-sidecar")
+        self._background = ThreadPoolExecutor(1, "mach-durable")
         self._under_way: Future[None] | None = None
 
     def __enter__(self) -> SidecarWriter:
@@ -109,20 +109,24 @@ class SidecarWriter:
         padding = bytes(stride - schema.nbytes)
         checksums = []
         try:
-            with open(temporary, "wb", buffering=_WRITE_BYTES) as out:
+            with open(temporary, "wb", buffering=_BUFFER_BYTES) as out:
                 allocation = _Allocation(out.fileno())
                 for expert, record in enumerate(records):
+                    crc = 0
                     allocation.reach((expert + 1) * stride)
-                    crc = self._crc32(record, schema.nbytes)
                     for segment, data in zip(schema.segments, record, strict=True):
-                        if memoryview(data).nbytes != segment.nbytes:
+                        view = memoryview(data).cast("B")
+                        if view.nbytes != segment.nbytes:
                             raise SidecarExportError(
-                                f"layer {index}, expert {expert}: {segment.name} has "
-                                f"{memoryview(data).nbytes} bytes, not {segment.nbytes}"
+                                f"layer {index}, expert {expert}: {segment.name} has {view.nbytes} bytes, "
+                                f"not {segment.nbytes}"
                             )
-                        out.write(data)
+                        for start in range(0, segment.nbytes, _WRITE_BYTES):
+                            piece = view[start : start + _WRITE_BYTES]
+                            crc = zlib.crc32(piece, crc)
+                            out.write(piece)
                     out.write(padding)
-                    checksums.append(crc.result())
+                    checksums.append(crc)
                 out.flush()
                 out.truncate()  # what was allocated and not written
         except OSError as error:
@@ -137,14 +141,6 @@ class SidecarWriter:
         )
         self._await_durable()
         self._under_way = self._background.submit(self._make_durable, temporary, layer)
-
-    def _crc32(self, record: Sequence[Buffer], nbytes: int) -> Future[int]:
-        """The record's checksum; of a large one it is computed while the record is written."""
-        if nbytes >= _LARGE_BYTES:
-            return self._background.submit(_crc32_of, record)
-        done: Future[int] = Future()
-        done.set_result(_crc32_of(record))
-        return done
 
     def _make_durable(self, temporary: str, layer: LayerFile) -> None:
         """Wait until a layer is on the disk, and only then give it its name and count it as done."""
@@ -262,13 +258,6 @@ class _Allocation:
             # It cannot, or has less than that. Writing goes on, and tells what is wrong where it fails.
             self._able = False
         self._end += size
-
-
-def _crc32_of(record: Sequence[Buffer]) -> int:
-    crc = 0
-    for data in record:
-        crc = zlib.crc32(data, crc)
-    return crc
 
 
 def _require_replaceable(output: str) -> None:
