@@ -11,10 +11,12 @@ from mach.io.deepseek_v4_config import DeepseekV4Config, LayerPlan
 from mach_store.deepseek_v4.attention import Attention
 from mach_store.deepseek_v4.cache import CompressedCache
 from mach_store.deepseek_v4.hyper_connections import HyperConnection, HyperHead, expand
+from mach_store.deepseek_v4.norm import Norm
 from mach_store.deepseek_v4.rope import RotaryAngles
 from mach_store.deepseek_v4.routing import ExpertsBlock
 from mach_store.deepseek_v4.weight_names import bind_names
 from mach_store.errors import StoreError
+from mach_store.model_builder import compute_dtype
 
 
 class DecoderLayer(nn.Module):
@@ -25,8 +27,8 @@ class DecoderLayer(nn.Module):
         self.plan = plan
         self.self_attn = Attention(args, plan)
         self.mlp = ExpertsBlock(args, plan)
-        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
+        self.input_layernorm = Norm(args.hidden_size, eps=args.norm_eps)
+        self.post_attention_layernorm = Norm(args.hidden_size, eps=args.norm_eps)
         self.attn_hc = HyperConnection(args)
         self.ffn_hc = HyperConnection(args)
 
@@ -47,7 +49,7 @@ class Body(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [DecoderLayer(args, plan) for plan in args.layers]
-        self.norm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
+        self.norm = Norm(args.hidden_size, eps=args.norm_eps)
         self.hc_head = HyperHead(args)
         self._streams = args.hc_mult
         self._plain = RotaryAngles(args.main_rope, args.rope_dim)
@@ -56,6 +58,9 @@ class Body(nn.Module):
     def __call__(self, tokens: mx.array, cache: list[CompressedCache]) -> mx.array:
         """Token ids [n] → [n, hidden]."""
         embedded = self.embed_tokens(tokens)
+        # Everything behind has this dtype, and a block-packed embedding unpacks to bfloat16 on any device.
+        if embedded.dtype.size < compute_dtype().size:
+            embedded = embedded.astype(compute_dtype())
         streams = mx.repeat(embedded[:, None], self._streams, axis=1)
         for layer, state in zip(self.layers, cache, strict=True):
             angles = self._compressed if layer.plan.ratio else self._plain
