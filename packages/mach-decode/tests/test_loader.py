@@ -140,7 +140,7 @@ def test_a_known_architecture_without_a_model_is_refused(sliced, refused, monkey
 
 def test_a_checkpoint_that_only_says_it_is_deepseek_v4_is_refused(sliced, copy_checkpoint, refused) -> None:
     directory = copy_checkpoint(sliced)
-    change_config(directory, model_type="deepseek_v4", n_routed_experts=8)
+    change_config(directory, model_type="deepseek_v4", n_routed_experts=8, intermediate_size=None)
     change_layout(directory, lambda document: document.update(model_type="deepseek_v4"))
     refused(ConfigError, "compress_ratios is missing", str(directory))
 
