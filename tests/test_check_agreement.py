@@ -17,7 +17,7 @@ from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
 from mach.preflight.check_report import CheckOptions, check_report
 from mach.settings import CoreSettings
-from mach_decode.loader import load_streaming_or_stacked
+from mach_decode.loader import load_swapped
 from mach_server import serve_command
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
@@ -52,9 +52,7 @@ def outcomes(directory: Path, budget: float | None = None) -> dict[str, bool]:
     for path, residency in (("expert_streaming", "streaming"), ("resident_stacked", "stacked")):
         gigabytes = budget if residency == "streaming" else None
         try:
-            loaded = load_streaming_or_stacked(
-                str(directory), expert_residency=residency, expert_cache_gb=gigabytes
-            )
+            loaded = load_swapped(str(directory), expert_residency=residency, expert_cache_gb=gigabytes)
         except MachError as error:
             print(path, error)
             result[path] = False

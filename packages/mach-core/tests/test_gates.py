@@ -13,6 +13,7 @@ from mach.preflight.gates import (
     resident_gate,
     specdec_gate,
     streaming_gate,
+    unswapped_gate,
 )
 from mach.preflight.path_matrix import PATHS, architecture_matrix, judge_paths
 
@@ -56,7 +57,8 @@ def test_a_stacked_checkpoint_streams_and_stays_resident(
     config = families[model_type]
     found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
     verdicts = judge_paths(found.adapter, found)
-    assert [verdicts[path].status for path in PATHS[:3]] == ["ok", "ok", "ok"]
+    assert [verdicts[path].status for path in PATHS[:4]] == ["ok"] * 4
+    assert verdicts["bf16_streaming"].reason == "stacked layout supports bf16 streaming"
     assert "lazy per-expert slices" in verdicts["expert_streaming"].reason
     assert all(verdict.status in STATUSES and verdict.reason for verdict in verdicts.values())
 
@@ -89,11 +91,14 @@ def test_plain_raw_experts_need_a_sidecar_and_packed_ones_a_conversion(
     verdict = streaming_gate(plain.adapter, plain)
     assert (verdict.status, "export_expert_sidecar.py" in verdict.reason) == ("needs_artifact", True)
     assert resident_gate(plain.adapter, plain).status == "blocked"
-    assert judge_paths(plain.adapter, plain)["openai_http"].status == "needs_artifact"
+    generic = judge_paths(plain.adapter, plain)["openai_http"]
+    assert (generic.status, "--backend openai" in generic.reason) == ("ok", True)
     packed = config | {"quantization_config": {"quant_method": "fp8"}}
     fp8 = inspect_checkpoint(make_checkpoint(packed, per_expert(config), name="fp8"))
     verdict = streaming_gate(fp8.adapter, fp8)
     assert (verdict.status, "mlx_lm.convert" in verdict.reason) == ("blocked", True)
+    assert unswapped_gate(fp8.adapter, fp8).status == "unknown"
+    assert judge_paths(fp8.adapter, fp8)["openai_http"].status == "blocked"
 
 
 def test_a_broken_sidecar_blocks_streaming_and_says_why(

@@ -20,11 +20,14 @@ from mach.preflight.sidecar_probe import SidecarProbe, probe_sidecar
 OK, BLOCKED, NEEDS_ARTIFACT, UNKNOWN, NOT_APPLICABLE = "ok", "blocked", "needs_artifact", "unknown", "n/a"
 STATUSES = (OK, BLOCKED, NEEDS_ARTIFACT, UNKNOWN, NOT_APPLICABLE)
 
-ENGINE_PATHS = frozenset({"openai_http", "expert_streaming", "resident_stacked"})
+ENGINE_PATHS = frozenset({"openai_http", "expert_streaming", "resident_stacked", "bf16_streaming"})
 """The paths that the engine of this version has; a path joins when its code does."""
 
 EXPERT_DTYPES = frozenset({"U8", "U32", "F16", "BF16", "F32"})
 """Tensor dtypes that the stores read."""
+
+_MLX_LM_RAW = {"qwen3_moe": "per_expert", "qwen3_5_moe": "fused", "gemma4": "fused"}
+"""Family → the raw layout of float experts that mlx-lm's model of it stacks while loading."""
 
 CONVERT_HINT = "make an MLX checkpoint first, with mlx_lm.convert"
 EXPORT_HINT = "export one with tools/export_expert_sidecar.py"
@@ -49,7 +52,7 @@ def http_gate(
     inspection: CheckpointInspection | None = None,
     sidecar: SidecarProbe | None = None,
 ) -> Verdict:
-    """Serving over HTTP in any residency."""
+    """Serving over HTTP in any residency, or with mlx-lm's own model."""
     if inspection is None:
         return Verdict(OK, "registered architecture")
     loads = load_gate(adapter)
@@ -58,6 +61,8 @@ def http_gate(
     residencies = (streaming_gate(adapter, inspection, sidecar), resident_gate(adapter, inspection))
     if any(verdict.status == OK for verdict in residencies):
         return loads
+    if unswapped_gate(adapter, inspection).status == OK:
+        return Verdict(OK, f"unswapped alone, with --backend openai: {residencies[0].reason}")
     # Streaming's answer tells more: it is the residency that an artifact can bring about.
     return Verdict(residencies[0].status, f"no residency can load it yet: {residencies[0].reason}")
 
@@ -76,7 +81,7 @@ def streaming_gate(
     if (loads := load_gate(adapter)).status != OK:
         return loads
     if inspection.layout == "dense":
-        return Verdict(BLOCKED, "no routed experts to stream: serve it with mlx-lm instead")
+        return Verdict(BLOCKED, "no routed experts to stream: serve it with --backend openai")
     probe = sidecar or probe_sidecar(inspection)
     if probe.present:
         if not probe.valid:
@@ -122,12 +127,46 @@ def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | No
 
 
 def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
-    """Full-precision streaming of stacked slices, for comparisons."""
+    """`bf16_streaming`: slices of stacked tensors in a bank of plain floats, for comparisons."""
     if inspection is None:
         return Verdict(UNKNOWN, "depends on the checkpoint's layout")
-    if inspection.layout != "stacked" or not adapter.stacked_supported:
-        return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}")
-    return _in_engine("bf16_streaming", Verdict(OK, "stacked layout supports bf16 streaming"))
+    if not adapter.stacked_supported:
+        return Verdict(BLOCKED, f"{adapter.model_type} cannot load a stacked layout: use --streaming")
+    if (loads := load_gate(adapter)).status != OK:
+        return loads
+    if inspection.layout == "stacked":
+        if problem := _unreadable(inspection) or _incomplete(inspection):
+            return Verdict(BLOCKED, problem)
+        return Verdict(OK, "stacked layout supports bf16 streaming")
+    if not inspection.headers_read and inspection.layout != "sliced":
+        return Verdict(UNKNOWN, "the weights' headers could not be read")
+    return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}: use --streaming")
+
+
+def unswapped_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection) -> Verdict:
+    """`--backend openai`: mlx-lm's own model, every weight in memory.
+
+    What mlx-lm makes of a raw checkpoint that is no float one is not known here: `unknown`.
+    """
+    if adapter.implementation is None or not adapter.implementation.startswith("mlx_lm."):
+        return Verdict(BLOCKED, f"mlx-lm has no model for {adapter.model_type}")
+    if not inspection.headers_read:
+        return Verdict(UNKNOWN, "the weights' headers could not be read")
+    if inspection.layout == "sliced":
+        return Verdict(BLOCKED, "the experts are in a sidecar, which mlx-lm does not read")
+    if inspection.layout == "unknown":
+        return Verdict(BLOCKED, inspection.layout_reason)
+    if inspection.layout == "stacked" and (problem := _unreadable(inspection)):
+        return Verdict(BLOCKED, problem)
+    raw = inspection.layout not in ("stacked", "dense")
+    plain = (
+        inspection.quantization.scheme is None and _MLX_LM_RAW.get(adapter.model_type) == inspection.layout
+    )
+    if raw and not plain:
+        return Verdict(UNKNOWN, f"what mlx-lm makes of {inspection.layout} experts shows when it loads them")
+    if problem := _incomplete(inspection):
+        return Verdict(BLOCKED, problem)
+    return Verdict(OK, f"mlx-lm {'stacks the raw experts while loading' if raw else 'loads it as it is'}")
 
 
 def gguf_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
