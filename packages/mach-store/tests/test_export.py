@@ -10,8 +10,8 @@ import pytest
 from mach.errors import CheckpointError
 from mach.io.sidecar_layout import Quantization, read_layout
 from mach_store.errors import SidecarExportError
-from mach_store.sidecar import expert_records
 from mach_store.sidecar.export import export_sidecar
+from mach_store.sidecar.raw_records import RawRecords
 from mach_store.sidecar.verification import verify_sidecar
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -166,7 +166,7 @@ def test_an_expert_of_another_shape_or_dtype_is_refused_and_nothing_is_left_unde
     name = "model.layers.1.mlp.experts.6.up_proj.weight"
     tensors[name] = tensors[name].astype(mx.float16)
     directory = write_checkpoint(config(quantization="none"), tensors)
-    with pytest.raises(SidecarExportError, match="layer 1, expert 6, up_proj is F16 .*unlike expert 0"):
+    with pytest.raises(SidecarExportError, match="layer 1, expert 6: .*up_proj.weight is F16, not BF16"):
         export_sidecar(directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -203,9 +203,9 @@ def test_an_interrupted_export_with_the_same_source_reads_only_the_rest(raw, tmp
     with pytest.raises(KeyboardInterrupt):
         export_sidecar(directory, tmp_path / "out", progress=interrupted)
     asked: list[int] = []
-    records = expert_records.PerExpertRecords.records
+    records = RawRecords.records
     monkeypatch.setattr(
-        expert_records.PerExpertRecords,
+        RawRecords,
         "records",
         lambda self, layer: (asked.append(layer), records(self, layer))[1],
     )
