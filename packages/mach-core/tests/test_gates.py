@@ -89,16 +89,16 @@ def test_plain_raw_experts_need_a_sidecar_and_packed_ones_a_conversion(
     config = families["qwen3_moe"]
     plain = inspect_checkpoint(make_checkpoint(config, per_expert(config), name="plain"))
     verdict = streaming_gate(plain.adapter, plain)
-    assert (verdict.status, "export_expert_sidecar.py" in verdict.reason) == ("needs_artifact", True)
+    assert (verdict.status, "mach-prune --source" in verdict.reason) == ("needs_artifact", True)
     assert resident_gate(plain.adapter, plain).status == "blocked"
     generic = judge_paths(plain.adapter, plain)["openai_http"]
-    assert (generic.status, "--backend openai" in generic.reason) == ("ok", True)
-    packed = config | {"quantization_config": {"quant_method": "fp8"}}
-    fp8 = inspect_checkpoint(make_checkpoint(packed, per_expert(config), name="fp8"))
-    verdict = streaming_gate(fp8.adapter, fp8)
-    assert (verdict.status, "mlx_lm.convert" in verdict.reason) == ("blocked", True)
-    assert unswapped_gate(fp8.adapter, fp8).status == "unknown"
-    assert judge_paths(fp8.adapter, fp8)["openai_http"].status == "blocked"
+    assert (generic.status, "LME_BF16_STACKED_STREAMING=1" in generic.reason) == ("ok", True)
+    packed = config | {"quantization_config": {"quant_method": "awq"}}
+    awq = inspect_checkpoint(make_checkpoint(packed, per_expert(config), name="awq"))
+    verdict = streaming_gate(awq.adapter, awq)
+    assert (verdict.status, "awq experts are not read" in verdict.reason) == ("blocked", True)
+    assert unswapped_gate(awq.adapter, awq).status == "unknown"
+    assert judge_paths(awq.adapter, awq)["openai_http"].status == "blocked"
 
 
 def test_a_broken_sidecar_blocks_streaming_and_says_why(

@@ -208,7 +208,7 @@ def test_raw_experts_without_a_sidecar_need_an_export(sliced, copy_checkpoint, r
     config = json.loads((directory / "config.json").read_text())
     del config["quantization"]
     (directory / "config.json").write_text(json.dumps(config))
-    refused(ResidencyError, "--streaming: per_expert .*tools/export_expert_sidecar.py", str(directory))
+    refused(ResidencyError, "--streaming: per_expert .*mach-prune --source", str(directory))
     refused(ResidencyError, "found per_expert$", str(directory), expert_residency="stacked")
 
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from mach.io.inspection import CheckpointInspection
-from mach.preflight.gates import OK, Verdict, bf16_streaming_gate, resident_gate, streaming_gate
+from mach.io.raw_experts import RAW_LAYOUTS
+from mach.preflight.gates import (
+    OK,
+    PRUNE_HINT,
+    Verdict,
+    bf16_streaming_gate,
+    resident_gate,
+    streaming_gate,
+)
 from mach.preflight.sidecar_probe import match_config
 from mach_decode.errors import ResidencyError
 from mach_decode.loaded_model import SwappedStore
@@ -17,6 +26,7 @@ from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
 from mach_store.machine_memory import available_bytes
 from mach_store.model_builder import compute_dtype
+from mach_store.raw_source import RawSource
 from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.scatter_reader import ScatterReader, open_reader
 from mach_store.settings import StoreSettings
@@ -82,7 +92,9 @@ def open_store(
     form: BankForm
     if expert_residency == "bf16_streaming":
         form = Bf16Form(compute, reader)
-        source = _open_slices(inspection, reader)
+        source = _open_slices(
+            inspection, reader, RawSource if inspection.layout in RAW_LAYOUTS else StackedSource
+        )
     else:
         form = StoredForm(compute, reader)
         source = _open_source(inspection, settings, reader)
@@ -129,7 +141,7 @@ def _open_source(
             sidecar.close()
             raise
         return sidecar
-    source = _open_slices(inspection, reader)
+    source = _open_slices(inspection, reader, StackedSource)
     print(
         f"mach: {inspection.directory} has the stacked layout: streaming reads lazy per-expert slices of "
         "it, not resident stacked banks; export a sidecar for aligned, checksummed records, or use "
@@ -139,13 +151,17 @@ def _open_source(
     return source
 
 
-def _open_slices(inspection: CheckpointInspection, reader: ScatterReader) -> ExpertSource:
+def _open_slices(
+    inspection: CheckpointInspection,
+    reader: ScatterReader,
+    kind: Callable[[CheckpointInspection], ExpertSource],
+) -> ExpertSource:
     if reader.direct:
         raise ResidencyError(
             f"{inspection.directory}: LME_DIRECT_IO=1 needs the aligned records of a sidecar, not slices of "
-            "stacked tensors: export a sidecar with tools/export_expert_sidecar.py and use --streaming"
+            f"{inspection.layout} tensors: {PRUNE_HINT}, and use --streaming"
         )
-    return StackedSource(inspection)
+    return kind(inspection)
 
 
 def _require(residency: str, inspection: CheckpointInspection) -> None:

@@ -95,7 +95,7 @@ def _model(directory: Path) -> nn.Module:
         # Evaluated here and not by mlx-lm, so that a damaged weight is this function's failure.
         mx.eval(model.parameters())
     except Exception as error:  # mlx-lm's models raise whatever a strange config makes them stumble over
-        reason = str(error).strip() or type(error).__name__
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise DecodeError(f"{os.fspath(directory)}: mlx-lm cannot load it: {reason}") from error
     return model
 

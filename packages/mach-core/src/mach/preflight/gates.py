@@ -26,11 +26,12 @@ ENGINE_PATHS = frozenset({"openai_http", "expert_streaming", "resident_stacked",
 EXPERT_DTYPES = frozenset({"U8", "U32", "F16", "BF16", "F32"})
 """Tensor dtypes that the stores read."""
 
+_RAW_LAYOUTS = ("per_expert", "fused")
 _MLX_LM_RAW = {"qwen3_moe": "per_expert", "qwen3_5_moe": "fused", "gemma4": "fused"}
 """Family → the raw layout of float experts that mlx-lm's model of it stacks while loading."""
 
-CONVERT_HINT = "make an MLX checkpoint first, with mlx_lm.convert"
-EXPORT_HINT = "export one with tools/export_expert_sidecar.py"
+BF16_VARIABLE = "LME_BF16_STACKED_STREAMING"
+PRUNE_HINT = "slice the checkpoint with mach-prune --source DIR --output OUT"
 
 
 class Verdict(NamedTuple):
@@ -61,6 +62,8 @@ def http_gate(
     residencies = (streaming_gate(adapter, inspection, sidecar), resident_gate(adapter, inspection))
     if any(verdict.status == OK for verdict in residencies):
         return loads
+    if bf16_streaming_gate(adapter, inspection).status == OK:
+        return Verdict(OK, f"for comparisons alone, with {BF16_VARIABLE}=1: {residencies[0].reason}")
     if unswapped_gate(adapter, inspection).status == OK:
         return Verdict(OK, f"unswapped alone, with --backend openai: {residencies[0].reason}")
     # Streaming's answer tells more: it is the residency that an artifact can bring about.
@@ -92,18 +95,16 @@ def streaming_gate(
     if inspection.layout == "stacked" and adapter.stacked_supported:
         if problem := _unreadable(inspection) or _incomplete(inspection):
             return Verdict(BLOCKED, problem)
-        return Verdict(OK, f"lazy per-expert slices of the stacked layout; for aligned records {EXPORT_HINT}")
+        return Verdict(OK, f"lazy per-expert slices of the stacked layout; for aligned records {PRUNE_HINT}")
     if not inspection.headers_read:
         return Verdict(UNKNOWN, "the weights' headers could not be read")
-    if inspection.layout == "per_expert" and inspection.adapter.has_expert_bias:
-        return Verdict(BLOCKED, f"per_expert experts with biases cannot be exported: {CONVERT_HINT}")
-    if inspection.layout == "per_expert" and inspection.quantization.scheme is None:
-        return Verdict(NEEDS_ARTIFACT, f"per_expert layout needs an expert sidecar: {EXPORT_HINT}")
-    if inspection.layout in ("per_expert", "fused", "stacked"):
-        label = inspection.quantization.label
-        return Verdict(
-            BLOCKED, f"no sidecar can be exported from {inspection.layout} {label}: {CONVERT_HINT}"
-        )
+    if inspection.layout in (*_RAW_LAYOUTS, "stacked"):
+        # Raw checkpoints are few, and their description is not what every check should wait for.
+        from mach.io.exportable import export_problem  # noqa: PLC0415
+
+        if problem := export_problem(inspection):
+            return Verdict(BLOCKED, f"no sidecar can be exported from it: {problem}")
+        return Verdict(NEEDS_ARTIFACT, f"{inspection.layout} layout needs an expert sidecar: {PRUNE_HINT}")
     return Verdict(
         BLOCKED, f"{inspection.layout_reason}: put the missing files back, or make the checkpoint again"
     )
@@ -127,7 +128,7 @@ def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | No
 
 
 def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
-    """`bf16_streaming`: slices of stacked tensors in a bank of plain floats, for comparisons."""
+    """`bf16_streaming`: slices of stacked or raw float tensors in a bank of plain floats, for comparisons."""
     if inspection is None:
         return Verdict(UNKNOWN, "depends on the checkpoint's layout")
     if not adapter.stacked_supported:
@@ -140,6 +141,14 @@ def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspectio
         return Verdict(OK, "stacked layout supports bf16 streaming")
     if not inspection.headers_read and inspection.layout != "sliced":
         return Verdict(UNKNOWN, "the weights' headers could not be read")
+    if inspection.layout in _RAW_LAYOUTS:
+        from mach.io.raw_slices import slices_problem  # noqa: PLC0415 - as above
+
+        if problem := slices_problem(inspection):
+            return Verdict(BLOCKED, f"{problem}: {PRUNE_HINT}, and use --streaming")
+        if problem := _incomplete(inspection):
+            return Verdict(BLOCKED, problem)
+        return Verdict(OK, f"slices of the raw {inspection.layout} layout")
     return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}: use --streaming")
 
 

@@ -29,6 +29,8 @@ TRANSIENT_BYTES, TRANSIENT_TOKENS = 25_000_000, 256
 PREFILL_CHUNK = 512
 """Prompt tokens per forward pass while streaming."""
 SCRATCH_EXPERTS = 16
+STAGED_EXPERTS = 4
+"""Quantised experts that bf16_streaming reads at once before it dequantises them."""
 FITS_BELOW = 0.85
 """Share of the available memory up to which a working set fits; beyond it is tight, beyond all too big."""
 
@@ -43,12 +45,16 @@ class ExpertSizes(NamedTuple):
         layer_slots: layer → bytes of memory per expert.
         layer_records: layer → bytes on disk per expert.
         scratch_bytes: the transient-prefill arena, if it is needed.
+        layer_floats: layer → bytes per expert in the bank of bf16_streaming; empty where that cannot be.
+        float_scratch_bytes: its arena, and what dequantising stages.
     """
 
     experts: int
     layer_slots: dict[int, int]
     layer_records: dict[int, int]
     scratch_bytes: int
+    layer_floats: dict[int, int]
+    float_scratch_bytes: int
 
     @property
     def total_slots(self) -> int:
@@ -63,6 +69,10 @@ class ExpertSizes(NamedTuple):
     def least_bank(self, top_k: int) -> int:
         """The smallest bank in which one token's experts fit."""
         return top_k * sum(self.layer_slots.values())
+
+    def least_float_bank(self, top_k: int) -> int:
+        """The same for bf16_streaming."""
+        return top_k * sum(self.layer_floats.values())
 
 
 class ModeEstimate(NamedTuple):
@@ -94,6 +104,9 @@ class MemoryEstimate(NamedTuple):
         bank_share: part of all experts that it holds, 0 to 1.
         streaming: `--streaming`.
         resident: `--no-streaming`.
+        float_bank_bytes: the expert cache of bf16_streaming.
+        bf16_streaming: that mode; None where the layout has no slices.
+        unswapped: `--backend openai`, on the loader's terms: weights as they are stored.
     """
 
     machine: Machine
@@ -104,6 +117,9 @@ class MemoryEstimate(NamedTuple):
     bank_share: float
     streaming: ModeEstimate
     resident: ModeEstimate
+    float_bank_bytes: int
+    bf16_streaming: ModeEstimate | None
+    unswapped: ModeEstimate
 
 
 def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None, backend: str) -> ExpertSizes:
@@ -121,7 +137,34 @@ def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None,
             slots[layer] = _widened(sizes, backend, ("BF16",)) // experts
         # Layers of equal size have, but for oddities, equal record shapes.
         scratch = sum(set(slots.values()))
-    return ExpertSizes(experts, slots, records, scratch * min(SCRATCH_EXPERTS, experts))
+    floats, float_scratch = _float_sizes(inspection, backend)
+    return ExpertSizes(
+        experts, slots, records, scratch * min(SCRATCH_EXPERTS, experts), floats, float_scratch
+    )
+
+
+def _float_sizes(inspection: CheckpointInspection, backend: str) -> tuple[dict[int, int], int]:
+    """Sizes in bf16_streaming: layer → bytes per expert in its bank; bytes of arena and staging."""
+    shape = inspection.shape
+    floats: dict[int, int] = {}
+    arenas: dict[int, int] = {}
+    for layer, sizes in inspection.expert_layer_bytes.items():
+        stored = dict(sizes)
+        packed = 0
+        for parts in inspection.stacked.get(layer, {}).values():
+            if "scales" not in parts:
+                continue
+            for component, entry in parts.items():
+                if component != "bias":
+                    stored[entry.dtype] -= entry.nbytes
+                    packed += entry.nbytes * (2 if entry.dtype == "BF16" else 1)
+            weights = shape.num_experts * shape.expert_width * shape.hidden_size
+            stored["BF16"] = stored.get("BF16", 0) + 2 * weights
+        floats[layer] = sum(stored.values()) // shape.num_experts
+        slots = min(max(SCRATCH_EXPERTS, shape.top_k), shape.num_experts)
+        staged = (STAGED_EXPERTS + min(STAGED_EXPERTS, slots)) * packed // shape.num_experts
+        arenas[floats[layer]] = slots * (_widened(stored, backend, ("BF16",)) // shape.num_experts) + staged
+    return floats, sum(arenas.values())
 
 
 def estimate_memory(
@@ -151,7 +194,7 @@ def estimate_memory(
     others = _widened(inspection.other_dtype_bytes, machine.backend, ("BF16", "F16"))
     kv = kv_cache_bytes(inspection.adapter, inspection.config, context, 4 if machine.backend == "cpu" else 2)
     everything = sizes.total_slots
-    bank = _bank_bytes(sizes, others, machine, expert_cache_bytes)
+    bank = _bank_bytes(sizes.layer_slots, everything, others, machine, expert_cache_bytes)
     share = bank / everything if everything else 1.0
     common = {
         "other weights": others,
@@ -168,6 +211,21 @@ def estimate_memory(
     streaming = {"expert cache": bank, "prefill scratch": scratch} | common
     resident = {"all experts": everything} | common
     reserve = inspection.other_bytes + LOADER_RESERVE_BYTES
+    float_bank, bf16 = 0, None
+    if sizes.layer_floats and inspection.layout in ("stacked", "per_expert", "fused"):
+        all_floats = sizes.experts * sum(sizes.layer_floats.values())
+        float_bank = _bank_bytes(sizes.layer_floats, all_floats, others, machine, expert_cache_bytes)
+        # On the CPU the arena is where a pass computes; elsewhere only what does not fit the bank goes there.
+        arena = sizes.float_scratch_bytes if machine.backend == "cpu" or float_bank < all_floats else 0
+        parts = {"expert cache": float_bank, "arena": arena} | common
+        bf16 = _judged(parts, machine, 0 if expert_cache_bytes is None else float_bank + reserve)
+    stored = sum(entry.nbytes for entry in inspection.tensors.values())
+    own = {
+        "weights as stored": stored,
+        f"KV at {context} tokens": kv.total,
+        "prefill activations": common["prefill activations"],
+        "runtime": RUNTIME_BYTES,
+    }
     return MemoryEstimate(
         machine=machine,
         context=context,
@@ -177,16 +235,20 @@ def estimate_memory(
         bank_share=share,
         streaming=_judged(streaming, machine, 0 if expert_cache_bytes is None else bank + reserve),
         resident=_judged(resident, machine, inspection.expert_bytes + reserve),
+        float_bank_bytes=float_bank,
+        bf16_streaming=bf16,
+        unswapped=_judged(own, machine, stored + LOADER_RESERVE_BYTES),
     )
 
 
-def _bank_bytes(sizes: ExpertSizes, others: int, machine: Machine, asked: int | None) -> int:
-    everything = sizes.total_slots
+def _bank_bytes(
+    layer_slots: Mapping[int, int], everything: int, others: int, machine: Machine, asked: int | None
+) -> int:
     if asked is None:
         if machine.available_bytes is None:
             return everything
         asked = max(0, (machine.available_bytes - others - LOADER_RESERVE_BYTES) // 2)
-    slot = max(sizes.layer_slots.values(), default=1)
+    slot = max(layer_slots.values(), default=1)
     return min(everything, asked // slot * slot)
 
 
