@@ -1,7 +1,6 @@
 """`--backend openai`: whatever mlx-lm has, as mlx-lm has it."""
 
 import json
-import shutil
 from pathlib import Path
 
 import mlx.core as mx
@@ -9,7 +8,6 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import load as mlx_lm_load
 from mlx_lm.generate import generate_step
-from mlx_lm.models import llama, qwen3
 
 from mach.errors import CheckpointNotFoundError, ConfigError
 from mach_decode import memory_refusal
@@ -19,41 +17,22 @@ from mach_decode.loader import load_swapped
 from mach_decode.request import GenerationRequest
 from mach_decode.unswapped_loader import DEFAULT_CONTEXT, load_unswapped
 from mach_store.errors import MemoryBudgetError
+from mach_store.synthetic_dense import dense_config, write_dense_checkpoint
 from mach_store.unswapped_experts import UnswappedExperts
 
-COMMON = {
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rms_norm_eps": 1e-6,
-    "vocab_size": 8192,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-}
-DENSE = {"qwen3": qwen3, "llama": llama}
+DENSE = ("qwen3", "llama")
 
 
 @pytest.fixture
 def dense(pico, tmp_path):
     """A function (model_type, dtype, changes to config.json) → a random dense checkpoint."""
 
-    def make(model_type: str = "qwen3", dtype: mx.Dtype = mx.bfloat16, **changes: object) -> Path:
+    def make(family: str = "qwen3", dtype: mx.Dtype = mx.bfloat16, **changes: object) -> Path:
         directory = tmp_path / "dense"
-        directory.mkdir(exist_ok=True)
-        config = {"model_type": model_type, **COMMON}
-        module = DENSE.get(model_type, qwen3)
-        mx.random.seed(5)
-        model = module.Model(module.ModelArgs.from_dict(config))
-        model.set_dtype(dtype)
-        mx.save_safetensors(str(directory / "model.safetensors"), dict(tree_flatten(model.parameters())))
+        config = dense_config(family)
+        write_dense_checkpoint(directory, config, tokenizer_from=pico, dtype=dtype, seed=5)
         config = {name: value for name, value in (config | changes).items() if value is not None}
         (directory / "config.json").write_text(json.dumps(config))
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(pico / name, directory / name)
         return directory
 
     return make
