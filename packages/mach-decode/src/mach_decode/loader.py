@@ -22,7 +22,7 @@ from mach_store.settings import StoreSettings
 
 
 def load(checkpoint: str) -> tuple[nn.Module, Any]:
-    """Any checkpoint that mlx-lm can load, whole and unswapped; `(model, tokenizer)`.
+    """Any checkpoint that mlx-lm can load, whole, unswapped and in its own dtypes; `(model, tokenizer)`.
 
     Args:
         checkpoint: a directory, the name of an installed checkpoint, or a Hugging Face repo id.
@@ -30,7 +30,7 @@ def load(checkpoint: str) -> tuple[nn.Module, Any]:
     Raises:
         MachError: see `load_unswapped`.
     """
-    loaded = load_unswapped(checkpoint)
+    loaded = load_unswapped(checkpoint, widen=False)
     return loaded.model, loaded.tokenizer
 
 

@@ -1,7 +1,10 @@
 """Owns the generic path: a checkpoint with mlx-lm's own model, as mlx-lm loads it, nothing swapped.
 
-Any model that mlx-lm has will do, dense or not, registered or not. Weights keep their own dtypes and all stay
-in memory, and whatever mlx-lm does wrong is done wrong here too: this path is for comparing with it.
+Any model that mlx-lm has will do, dense or not, registered or not. All its weights stay in memory, and whatever
+mlx-lm does wrong is done wrong here too: this path is for comparing with it.
+
+On the CPU floats are widened to float32, as everywhere in mach: MLX's products of experts know no other dtype
+there, and bfloat16 ones are several times slower. Elsewhere weights keep the dtypes they are stored in.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from mach_decode.kv_cache import KVCacheFactory
 from mach_decode.loaded_model import LoadedModel, display_name
 from mach_decode.memory_refusal import refuse_if_too_big
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
+from mach_store.model_builder import compute_dtype
 from mach_store.settings import StoreSettings
 from mach_store.unswapped_experts import UnswappedExperts
 
@@ -36,11 +40,12 @@ DEFAULT_CONTEXT = 4096
 """Tokens that prompt and answer may have together where config.json does not say."""
 
 
-def load_unswapped(checkpoint: str) -> LoadedModel:
+def load_unswapped(checkpoint: str, *, widen: bool = True) -> LoadedModel:
     """`checkpoint` through mlx-lm alone.
 
     Args:
         checkpoint: a directory, the name of an installed checkpoint, or a Hugging Face repo id.
+        widen: make floats float32 where this machine computes in it; False keeps the dtypes as stored.
 
     Raises:
         ResidencyError: its experts are in a sidecar, which mlx-lm does not read.
@@ -65,13 +70,16 @@ def load_unswapped(checkpoint: str) -> LoadedModel:
                 f"{directory}: --backend openai: its experts are in a sidecar, which mlx-lm does not read: "
                 "use --streaming (in the library: load_moe)"
             )
-    weights = sum(entry.nbytes for entry in headers.values())
+    wide = widen and compute_dtype() == mx.float32
+    weights = sum(
+        entry.nbytes * (2 if wide and entry.dtype in ("BF16", "F16") else 1) for entry in headers.values()
+    )
     refuse_if_too_big(str(directory), {"the weights": weights}, "use a smaller or more quantised checkpoint")
     tokenizer = load_checkpoint_tokenizer(directory)
     parts = _parts(config)
     context = _count(parts, _CONTEXT_FIELDS, 1 << 31) or DEFAULT_CONTEXT
     vocabulary = _count(parts, _VOCABULARY_FIELDS, 1 << 24) or len(tokenizer.get_vocab())
-    model = _model(directory)
+    model = _model(directory, wide)
     return LoadedModel(
         directory=directory,
         name=display_name(checkpoint, directory),
@@ -89,9 +97,11 @@ def load_unswapped(checkpoint: str) -> LoadedModel:
     )
 
 
-def _model(directory: Path) -> nn.Module:
+def _model(directory: Path, wide: bool) -> nn.Module:
     try:
         model, _ = load_model(directory, lazy=True)
+        if wide:
+            model.set_dtype(mx.float32)
         # Evaluated here and not by mlx-lm, so that a damaged weight is this function's failure.
         mx.eval(model.parameters())
     except Exception as error:  # mlx-lm's models raise whatever a strange config makes them stumble over

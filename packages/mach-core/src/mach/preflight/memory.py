@@ -34,6 +34,9 @@ STAGED_EXPERTS = 4
 FITS_BELOW = 0.85
 """Share of the available memory up to which a working set fits; beyond it is tight, beyond all too big."""
 
+_SWAPPED_PARTS = ("other weights", "draft")
+"""Parts that mlx-lm's own model has not: one part holds all its weights, and no draft goes with it."""
+
 VERDICTS = ("fits", "tight", "wont_fit", "unknown")
 
 
@@ -106,7 +109,7 @@ class MemoryEstimate(NamedTuple):
         resident: `--no-streaming`.
         float_bank_bytes: the expert cache of bf16_streaming.
         bf16_streaming: that mode; None where the layout has no slices.
-        unswapped: `--backend openai`, on the loader's terms: weights as they are stored.
+        unswapped: `--backend openai`.
     """
 
     machine: Machine
@@ -219,12 +222,12 @@ def estimate_memory(
         arena = sizes.float_scratch_bytes if machine.backend == "cpu" or float_bank < all_floats else 0
         parts = {"expert cache": float_bank, "arena": arena} | common
         bf16 = _judged(parts, machine, 0 if expert_cache_bytes is None else float_bank + reserve)
-    stored = sum(entry.nbytes for entry in inspection.tensors.values())
-    own = {
-        "weights as stored": stored,
-        f"KV at {context} tokens": kv.total,
-        "prefill activations": common["prefill activations"],
-        "runtime": RUNTIME_BYTES,
+    sizes_by_dtype: dict[str, int] = {}
+    for entry in inspection.tensors.values():
+        sizes_by_dtype[entry.dtype] = sizes_by_dtype.get(entry.dtype, 0) + entry.nbytes
+    whole = _widened(sizes_by_dtype, machine.backend, ("BF16", "F16"))
+    own = {"all weights": whole} | {
+        label: size for label, size in common.items() if label not in _SWAPPED_PARTS
     }
     return MemoryEstimate(
         machine=machine,
@@ -237,7 +240,7 @@ def estimate_memory(
         resident=_judged(resident, machine, inspection.expert_bytes + reserve),
         float_bank_bytes=float_bank,
         bf16_streaming=bf16,
-        unswapped=_judged(own, machine, stored + LOADER_RESERVE_BYTES),
+        unswapped=_judged(own, machine, whole + LOADER_RESERVE_BYTES),
     )
 
 
