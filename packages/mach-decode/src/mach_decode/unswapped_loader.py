@@ -1,6 +1,6 @@
 """Owns the generic path: a checkpoint with mlx-lm's own model, as mlx-lm loads it, nothing swapped.
 
-Any model that mlx-lm has will do, dense or not, registered or not. All its weights stay in memory, and whatever
+Any model that mlx-lm has will do, dense or not, registered or not. All its weights stay in memory, and what
 mlx-lm does wrong is done wrong here too: this path is for comparing with it.
 
 On the CPU floats are widened to float32, as everywhere in mach: MLX's products of experts know no other dtype

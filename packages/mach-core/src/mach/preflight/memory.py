@@ -226,9 +226,8 @@ def estimate_memory(
     for entry in inspection.tensors.values():
         sizes_by_dtype[entry.dtype] = sizes_by_dtype.get(entry.dtype, 0) + entry.nbytes
     whole = _widened(sizes_by_dtype, machine.backend, ("BF16", "F16"))
-    own = {"all weights": whole} | {
-        label: size for label, size in common.items() if label not in _SWAPPED_PARTS
-    }
+    own = {"all weights": whole}
+    own |= {label: size for label, size in common.items() if label not in _SWAPPED_PARTS}
     return MemoryEstimate(
         machine=machine,
         context=context,
