@@ -50,9 +50,8 @@ class CompatibilityRecord:
     def save(self) -> None:
         """Replace every section that was found anew."""
         if self._recording:
-            COMPATIBILITY.write_text(
-                json.dumps(self._known | self._found, indent=1, ensure_ascii=False) + "\n"
-            )
+            document = json.dumps(self._known | self._found, indent=1, ensure_ascii=False)
+            COMPATIBILITY.write_text(document + "\n")
 
 
 @pytest.fixture(scope="session")
