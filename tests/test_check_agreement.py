@@ -10,12 +10,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mach.errors import MachError
-from mach.io.arch_registry import adapter_for
+from mach.io.arch_registry import REGISTRY, adapter_for
 from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
 from mach.preflight.check_report import CheckOptions, check_report
+from mach.preflight.kv_cache_bytes import kv_cache_bytes
 from mach.settings import CoreSettings
 from mach_decode.loader import load_swapped
 from mach_decode.unswapped_loader import load_unswapped
@@ -39,7 +40,9 @@ RESIDENCIES = {
     "bf16_streaming": "bf16_streaming",
     "unswapped": "unswapped",
 }
-FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4")
+FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4")
+SLICED_ALONE = ("deepseek_v4",)
+"""Families that load from the engine layout and no other."""
 PACKINGS = {
     "bf16": None,
     "affine 4-bit": {"mode": "affine", "bits": 4, "group_size": 64},
@@ -107,7 +110,7 @@ def test_check_agrees_with_loading(family: str, packing: str, tmp_path: Path) ->
     assert (report["layout"]["kind"], report["supported"]) == ("sliced", True)
     write_stacked_checkpoint(sliced, stacked)
     report = agree(stacked, tmp_path)
-    assert (report["layout"]["kind"], report["supported"]) == ("stacked", True)
+    assert (report["layout"]["kind"], report["supported"]) == ("stacked", family not in SLICED_ALONE)
     agree(stacked, tmp_path, budget=1e-9)
     agree(sliced, tmp_path, budget=1e5)
     layer = next((sliced / "expert_sidecar").glob("layer_*.bin"))
@@ -126,7 +129,10 @@ def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
     shape = adapter.moe_shape(fields)
     hidden, width = shape.hidden_size, shape.expert_width
     others = model_tensors(adapter.model_type, fields, adapter.text_config(fields), shape)
-    tensors = {name: mx.zeros(extents, mx.bfloat16) for name, extents in others}
+    tensors = {
+        name: mx.zeros(extents, mx.int64 if name.endswith("tid2eid") else mx.bfloat16)
+        for name, extents in others
+    }
     extents = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
     raw = {f.layout: f.blocks[0] for f in adapter.names.raw}
     for layer in shape.moe_layers:
@@ -137,9 +143,11 @@ def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
             tensors[f"{block}.down_proj"] = mx.zeros((shape.num_experts, hidden, width), mx.bfloat16)
             continue
         for expert in range(shape.num_experts):
-            path = raw["per_expert"].format(layer=layer, expert=expert)
-            for projection, shape_ in extents.items():
-                tensors[f"{path}.{projection}.weight"] = mx.zeros(shape_, mx.bfloat16)
+            form = next(form for form in adapter.names.raw if form.layout == "per_expert")
+            path = form.blocks[0].format(layer=layer, expert=expert)
+            for projection in form.projections:
+                shape_ = extents[projection.holds[0]]
+                tensors[f"{path}.{projection.name}.weight"] = mx.zeros(shape_, mx.bfloat16)
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(directory / "model.safetensors"), tensors)
@@ -165,15 +173,35 @@ def test_check_agrees_with_loading_raw_checkpoints(family: str, fused: bool, tmp
         assert agree(tmp_path / "raw", tmp_path)["supported"], "an exported sidecar makes it servable"
 
 
-def test_check_agrees_with_loading_deepseek_v4_which_this_version_does_not_have(tmp_path: Path) -> None:
-    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+def test_check_agrees_with_loading_deepseek_v4_in_its_published_names(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "deepseek_v4.json").read_text())
     raw_checkpoint(tmp_path / "raw", config, fused=False)
-    experts = config.pop("num_experts")
-    config |= {"model_type": "deepseek_v4", "n_routed_experts": experts, "qk_rope_head_dim": 16}
-    (tmp_path / "raw" / "config.json").write_text(json.dumps(config))
-    report = agree(tmp_path / "raw", tmp_path)
-    assert not report["supported"]
-    assert "no model for deepseek_v4" in report["paths"][0]["reason"]
+    path = str(tmp_path / "raw" / "model.safetensors")
+    renamed = {"self_attn.q_a_proj": "attn.wq_a", "lm_head": "head", "model.layers": "layers"}
+    tensors = {"mtp.0.norm.weight": mx.zeros((128,)), "mtp.0.ffn.experts.0.w1.weight": mx.zeros((64, 128))}
+    for name, array in mx.load(path).items():
+        for own, published in renamed.items():
+            name = name.replace(own, published)
+        tensors[name] = array
+    mx.eval(tensors)
+    mx.save_safetensors(path, tensors)
+    export_sidecar(tmp_path / "raw", tmp_path / "raw" / "expert_sidecar", bits=4)
+    assert agree(tmp_path / "raw", tmp_path)["supported"]
+    tensors["layers.0.attn.wq_a.scale"] = mx.zeros((1, 1))
+    mx.save_safetensors(path, tensors)
+    assert not agree(tmp_path / "raw", tmp_path)["supported"], "float8 blocks have to be unpacked before"
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 15, 16, 17, 127, 128, 300])
+def test_the_compressed_cache_is_as_large_as_check_says(tokens: int) -> None:
+    config = json.loads((CONFIGS / "deepseek_v4.json").read_text())
+    adapter = REGISTRY["deepseek_v4"]
+    module = import_module(adapter.implementation)
+    model = module.Model(module.ModelArgs.from_dict(config))
+    cache = model.make_cache()
+    model(mx.zeros((1, tokens), mx.int32), cache=cache)
+    said = kv_cache_bytes(adapter, ConfigFields(config, "config.json"), tokens, 4)
+    assert said.total == sum(layer.nbytes for layer in cache)
 
 
 def change_config(directory: Path, **changes: object) -> None:
@@ -188,12 +216,12 @@ def change_config(directory: Path, **changes: object) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def change_tensors(directory: Path, lost: str = "", **added: mx.array) -> None:
-    """Drop the tensors with `lost` in their names, add others."""
+def change_tensors(directory: Path, *lost: str, **added: mx.array) -> None:
+    """Drop the tensors with one of `lost` in their names, add others."""
     path = str(directory / "model.safetensors")
     tensors = dict(mx.load(path))
     mx.eval(list(tensors.values()))
-    kept = {name: array for name, array in tensors.items() if not lost or lost not in name}
+    kept = {name: array for name, array in tensors.items() if not any(part in name for part in lost)}
     assert not lost or len(kept) < len(tensors)
     mx.save_safetensors(path, kept | added)
 
@@ -214,8 +242,8 @@ ODDITIES = {
     "no vocabulary": lambda d: change_config(d, vocab_size=None),
     "another vocabulary": lambda d: change_config(d, vocab_size=512),
     "more heads": lambda d: change_config(d, num_attention_heads=8),
-    "no attention": lambda d: change_tensors(d, "self_attn.q_proj"),
-    "no scales": lambda d: change_tensors(d, "self_attn.q_proj.scales"),
+    "no attention": lambda d: change_tensors(d, "self_attn.q_"),
+    "no scales": lambda d: change_tensors(d, "q_proj.scales", "q_a_proj.scales"),
     "no norm": lambda d: change_tensors(d, "model.norm"),
     "a tensor too many": lambda d: change_tensors(d, surplus=mx.zeros((2,))),
     "weights of another name": lambda d: (d / "model.safetensors").rename(d / "weights.safetensors"),
@@ -267,6 +295,15 @@ VARIANTS = {
         {"tie_word_embeddings": False, "attention_k_eq_v": False, "num_global_key_value_heads": None},
         {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16},
         {"layer_types": None, "global_head_dim": None},
+    ],
+    "deepseek_v4": [
+        {},
+        {"tie_word_embeddings": True, "num_hash_layers": 0, "o_groups": 4, "hc_mult": 2},
+        {
+            "compress_ratios": None,
+            "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"] * 2,
+            "compress_rates": {"compressed_sparse_attention": 8, "heavily_compressed_attention": 16},
+        },
     ],
 }
 

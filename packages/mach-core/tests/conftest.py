@@ -188,9 +188,7 @@ def per_expert_tensors(config: dict) -> dict:
 
 
 def other_tensors(config: dict) -> dict:
-    """Everything but routed experts, in bf16; a token amount for deepseek_v4, which has no model yet."""
-    if config["model_type"] == "deepseek_v4":
-        return {"model.embed_tokens.weight": ("BF16", (256, 128)), "model.norm.weight": ("BF16", (128,))}
+    """Everything but routed experts, in bf16."""
     fields = ConfigFields(config, "config.json")
     adapter = adapter_for(fields)
     text = adapter.text_config(fields)

@@ -8,7 +8,7 @@ from mach_store.engine_checkpoint import write_engine_checkpoint, write_stacked_
 from mach_store.errors import SidecarCorruptionError
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4"])
 def test_stacking_and_slicing_give_the_same_checkpoint_back(checkpoints, tmp_path, family) -> None:
     engine = checkpoints.engine(family)
     stacked = checkpoints.stacked(family)

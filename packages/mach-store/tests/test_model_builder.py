@@ -51,8 +51,9 @@ def test_a_checkpoint_without_weights_is_an_error(checkpoints, copy_checkpoint) 
 
 
 def test_a_family_without_a_model_is_refused(checkpoints) -> None:
-    with pytest.raises(StoreError, match="deepseek_v4: this version of mach has no model"):
-        build_model(checkpoints.engine(), REGISTRY["deepseek_v4"], (0,), lambda _layer, _original: Nothing())
+    adapter = REGISTRY["qwen3_moe"]._replace(implementation=None)
+    with pytest.raises(StoreError, match="qwen3_moe: this version of mach has no model"):
+        build_model(checkpoints.engine(), adapter, (0,), lambda _layer, _original: Nothing())
 
 
 def test_experts_that_are_not_where_the_registry_says_are_an_error() -> None:

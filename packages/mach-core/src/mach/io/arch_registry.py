@@ -34,7 +34,7 @@ REGISTRY: dict[str, MoeArchAdapter] = {
             has_expert_bias=False,
             text_config_wrapped=False,
             text_config_optional=False,
-            implementation=None,
+            implementation="mach_store.deepseek_v4",
             default_mode="affine",
             default_bits=4,
             default_group_size=64,
@@ -50,9 +50,8 @@ REGISTRY: dict[str, MoeArchAdapter] = {
                 raw=family_names.DEEPSEEK_V4_RAW,
                 others=family_names.DEEPSEEK_V4_OTHERS,
             ),
-            shape_fields=ShapeFields(
-                experts=("n_routed_experts", "num_local_experts"), first_dense="first_k_dense_replace"
-            ),
+            # No layer is dense: an ancestor's first_k_dense_replace, in some configs, means nothing.
+            shape_fields=ShapeFields(experts=("n_routed_experts", "num_local_experts")),
             unused_prefixes=("mtp.",),
         ),
         MoeArchAdapter(

@@ -122,6 +122,17 @@ class ConfigFields:
             raise self.error(name, f"is {shown}, outside {low} to {high}")
         return value
 
+    def number(self, name: str, *, low: float, high: float, default: float) -> float:
+        """A finite number in [low, high]; `default` if the field is absent."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if type(value) not in (int, float):
+            raise self.error(name, f"is a JSON {_kind(value)}, expected a number")
+        if not low <= value <= high:  # before converting: a huge integer has no float
+            raise self.error(name, f"is outside {low:g} to {high:g}")
+        return float(value)
+
     def boolean(self, name: str, default: bool) -> bool:
         """A boolean; `default` if the field is absent."""
         value = self.values.get(name)

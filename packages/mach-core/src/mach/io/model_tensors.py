@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from mach.io.arch_adapter import MAX_LAYERS, MAX_WIDTH, MoeShape
 from mach.io.config_file import ConfigFields
+from mach.io.deepseek_v4_tensors import deepseek_v4_tensors, own_name
 from mach.io.quantization import AFFINE_BITS, AFFINE_GROUP_SIZES, BLOCK_MODES, QuantScheme, component_shapes
 from mach.io.safetensors_header import TensorEntry
 
@@ -200,6 +201,8 @@ def _model_path(model_type: str, name: str, tied: bool, shared_from: int) -> str
             if layer.isascii() and layer.isdigit() and len(layer) < 6 and int(layer) >= shared_from:
                 return None
         return bare
+    if model_type == "deepseek_v4":
+        return own_name(name)
     if tied and model_type == "qwen3_moe" and name == "lm_head.weight":
         return None
     return name
@@ -426,6 +429,7 @@ _FAMILIES: dict[str, _Family] = {
     "qwen3_5_moe": _qwen3_5_moe,
     "gpt_oss": _gpt_oss,
     "gemma4": _gemma4,
+    "deepseek_v4": deepseek_v4_tensors,
 }
 
 
