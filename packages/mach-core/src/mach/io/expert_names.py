@@ -45,6 +45,15 @@ class ExpertPlace(NamedTuple):
         return self.component in ("weight", "blocks", *_FOREIGN_WEIGHTS)
 
 
+class _RawNames(NamedTuple):
+    """One block of a raw layout: the pattern of its tensors' names, and what those parts mean."""
+
+    pattern: re.Pattern[str]
+    layout: str
+    labels: dict[str, str]
+    forms: dict[tuple[str, str], tuple[RawForm, ...]]
+
+
 class ExpertTensorNames:
     """Recognises a family's tensor names in every spelling that its adapter lists."""
 
@@ -52,38 +61,33 @@ class ExpertTensorNames:
         """Compile the adapter's templates."""
         names = adapter.names
         self._adapter = adapter
-        blocks = (names.switch_block, *names.switch_block_aliases)
         components = "|".join((*STACKED_COMPONENTS, GLOBAL_SCALE))
-        self._stacked = _any_of(blocks, rf"\.(gate_proj|up_proj|down_proj)\.({components})")
-        self._raw: list[tuple[re.Pattern[str], str]] = []
-        self._forms: dict[tuple[str, str], list[RawForm]] = {}
-        for form in names.raw:
-            spelled = "|".join(p.name for p in form.projections)
-            separator = r"\." if form.layout == "per_expert" else "[._]"
-            suffix = rf"\.({spelled})({separator}[a-z_]+|)"
-            self._raw.append((_any_of(form.blocks, suffix), form.layout))
+        suffix = rf"\.(gate_proj|up_proj|down_proj)\.({components})"
+        self._stacked = [_pattern(b, suffix) for b in (names.switch_block, *names.switch_block_aliases)]
+        blocks = dict.fromkeys((form.layout, block) for form in names.raw for block in form.blocks)
+        self._raw = [_raw_names(names.raw, layout, block) for layout, block in blocks]
         self._others = [_other(template) for template in names.others]
 
     def place(self, name: str) -> ExpertPlace | None:
         """What `name` says, or None if it is not a routed expert's tensor."""
         if "expert" not in name and "switch_" not in name:
             return None
-        if match := self._stacked.fullmatch(name):
-            layer, projection, component = (text for text in match.groups() if text is not None)
-            return ExpertPlace("stacked", int(layer), -1, projection, component)
-        found: ExpertPlace | None = None
-        for form, (pattern, layout) in zip(self._adapter.names.raw, self._raw, strict=True):
-            if (found is not None and layout != found.kind) or not (match := pattern.fullmatch(name)):
-                continue
-            groups = [text for text in match.groups() if text is not None]
-            suffix, raw, layer = groups[-1], groups[-2], int(groups[0])
-            if found is None:
-                expert = int(groups[1]) if layout == "per_expert" else -1
-                projection = next(p.label for p in form.projections if p.name == raw)
-                found = ExpertPlace(layout, layer, expert, projection, suffix.lstrip("._") or "weight")
-            if form.role(suffix) is not None:
-                found = found._replace(forms=(*found.forms, form))
-        return found
+        for pattern in self._stacked:
+            if match := pattern.fullmatch(name):
+                layer, projection, component = match.groups()
+                return ExpertPlace("stacked", int(layer), -1, projection, component)
+        for pattern, layout, labels, forms in self._raw:
+            if match := pattern.fullmatch(name):
+                layer, *expert, projection, suffix = match.groups()
+                return ExpertPlace(
+                    layout,
+                    int(layer),
+                    int(expert[0]) if expert else -1,
+                    labels[projection],
+                    suffix.lstrip("._") or "weight",
+                    forms.get((projection, suffix), ()),
+                )
+        return None
 
     def claim(self, name: str) -> str:
         """One of CLAIMS: what the family takes a tensor for.
@@ -104,12 +108,24 @@ class ExpertTensorNames:
         return component != GLOBAL_SCALE and (component != "bias" or self._adapter.has_expert_bias)
 
 
-def _any_of(templates: tuple[str, ...], suffix: str) -> re.Pattern[str]:
-    paths = "|".join(
-        re.escape(template).replace(r"\{layer\}", r"(\d{1,5})").replace(r"\{expert\}", r"(\d{1,6})")
-        for template in templates
-    )
-    return re.compile(f"(?:{paths}){suffix}", re.ASCII)
+def _raw_names(forms: tuple[RawForm, ...], layout: str, block: str) -> _RawNames:
+    sharing = [form for form in forms if form.layout == layout and block in form.blocks]
+    labels = {projection.name: projection.label for form in sharing for projection in form.projections}
+    named: dict[tuple[str, str], tuple[RawForm, ...]] = {}
+    for form in sharing:
+        for projection in form.projections:
+            for suffix in (form.weight, form.scale, form.bias):
+                if suffix is not None:
+                    key = projection.name, suffix
+                    named[key] = (*named.get(key, ()), form)
+    separator = r"\." if layout == "per_expert" else "[._]"
+    pattern = _pattern(block, rf"\.({'|'.join(labels)})({separator}[a-z_]+|)")
+    return _RawNames(pattern, layout, labels, named)
+
+
+def _pattern(template: str, suffix: str) -> re.Pattern[str]:
+    path = re.escape(template).replace(r"\{layer\}", r"(\d{1,5})").replace(r"\{expert\}", r"(\d{1,6})")
+    return re.compile(path + suffix, re.ASCII)
 
 
 def _other(template: str) -> re.Pattern[str]:

@@ -190,24 +190,32 @@ DEEPSEEK_V4_RAW = (
         encodings=("plain", "fp8", "fp4"),
     ),
 )
-DEEPSEEK_V4_OTHERS = (
+_DEEPSEEK_V4_COMPRESSOR = (
+    "[ape|position_bias]",
+    "[wkv|wgate|norm|kv_proj|gate_proj|kv_norm].weight",
+)
+DEEPSEEK_V4_OTHERS = (  # as published, below `model.` in MLX conversions, and as transformers 5 has them
     "[model.|][embed|norm|head].weight",
+    "[model.embed_tokens|lm_head].weight",
     "[model.|]hc_head_[fn|base|scale]",
+    "model.hc_head.[fn|base|scale|hc_fn|hc_base|hc_scale]",
     *(
         f"[model.|]layers.{{layer}}.{name}"
         for name in (
             "[attn|ffn]_norm.weight",
+            "[input|post_attention]_layernorm.weight",
             "hc_[attn|ffn]_[fn|base|scale]",
-            "attn.[wq_a|wq_b|wkv|wo_a|wo_b].weight",
-            "attn.[q_norm|kv_norm].weight",
-            "attn.attn_sink",
-            "attn.compressor.ape",
-            "attn.compressor.[wkv|wgate|norm].weight",
+            "[attn|ffn]_hc.[fn|base|scale]",
+            "[attn.attn_sink|self_attn.sinks]",
+            "attn.[wq_a|wq_b|wkv|wo_a|wo_b|q_norm|kv_norm].weight",
+            "self_attn.[q_a_proj|q_a_norm|q_b_proj|kv_proj|kv_norm|o_a_proj|o_b_proj].weight",
+            *(f"[attn|self_attn].compressor.{name}" for name in _DEEPSEEK_V4_COMPRESSOR),
+            *(f"attn.indexer.compressor.{name}" for name in _DEEPSEEK_V4_COMPRESSOR),
+            *(f"self_attn.compressor.indexer.{name}" for name in _DEEPSEEK_V4_COMPRESSOR),
             "attn.indexer.[wq_b|weights_proj].weight",
-            "attn.indexer.compressor.ape",
-            "attn.indexer.compressor.[wkv|wgate|norm].weight",
-            "ffn.gate.[weight|bias|tid2eid]",
-            "ffn.shared_experts.[w1|w2|w3].weight",
+            "self_attn.compressor.indexer.[q_b_proj|scorer.weights_proj].weight",
+            "[ffn|mlp].gate.[weight|bias|e_score_correction_bias|tid2eid]",
+            "[ffn|mlp].shared_experts.[w1|w2|w3|gate_proj|up_proj|down_proj].weight",
         )
     ),
 )

@@ -120,6 +120,7 @@ def _find(inspection: CheckpointInspection) -> tuple[dict[_Key, _Named], RawForm
     names = ExpertTensorNames(inspection.adapter)
     placed = []
     candidates = [form for form in inspection.adapter.names.raw if form.layout == inspection.layout]
+    forms: tuple[RawForm, ...] = ()
     for name, entry in inspection.tensors.items():
         place = names.place(name)
         if place is None:
@@ -128,17 +129,18 @@ def _find(inspection: CheckpointInspection) -> tuple[dict[_Key, _Named], RawForm
             raise _refused(
                 inspection, entry.file, f"{name}: no raw form of {inspection.adapter.model_type} has it", name
             )
-        candidates = [form for form in candidates if form in place.forms]
-        if not candidates:
-            raise _refused(
-                inspection, entry.file, f"{name}: belongs to another raw form than the others", name
-            )
+        if place.forms is not forms:
+            forms = place.forms
+            candidates = [form for form in candidates if form in forms]
+            if not candidates:
+                raise _refused(
+                    inspection, entry.file, f"{name}: belongs to another raw form than the others", name
+                )
         placed.append((name, entry, place))
     form = candidates[0]
-    found: dict[_Key, _Named] = {}
     suffixes = {"weight": form.weight, "scale": form.scale, "bias": form.bias}
-    roles = {(suffix or "").lstrip("._") or "weight": role for role, suffix in suffixes.items() if suffix}
-    roles.setdefault("weight", "weight")
+    roles = {suffix.lstrip("._") or "weight": role for role, suffix in suffixes.items() if suffix is not None}
+    found: dict[_Key, _Named] = {}
     for name, entry, place in placed:
         key = (place.layer, place.expert, place.projection, roles[place.component])
         if key in found:

@@ -1,8 +1,9 @@
-"""Owns reading ranges of a source's files, and doing so ahead of who consumes them."""
+"""Owns reading ranges of a source's files into buffers that are used again, ahead of who consumes them."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ class ByteRanges:
     def __init__(self) -> None:
         """Open nothing yet."""
         self._fds: dict[str, int] = {}
+        self._buffers = _Buffers()
         self._opening = threading.Lock()
 
     def __enter__(self) -> ByteRanges:
@@ -32,34 +34,64 @@ class ByteRanges:
         while self._fds:
             os.close(self._fds.popitem()[1])
 
-    def read(self, path: str, offset: int, size: int) -> bytes:
+    def read(self, path: str, offset: int, size: int) -> memoryview:
         """The `size` bytes of `path` from `offset` on.
 
         Raises:
             SidecarExportError: the file cannot be read, or ends early.
         """
-        pieces = []
+        view = memoryview(self._buffers.take(size))
+        done = 0
         try:
             fd = self._fds.get(path)
             if fd is None:
                 fd = self._open(path)
-            while size:
-                piece = os.pread(fd, size, offset)
-                if not piece:
+            while done < size:
+                count = os.preadv(fd, [view[done:]], offset + done)
+                if count == 0:
                     raise SidecarExportError(
-                        f"{path}: ends at byte {offset}, {size} bytes early: cut since it was inspected"
+                        f"{path}: ends at byte {offset + done}, {size - done} bytes early: cut since it was "
+                        "inspected"
                     )
-                pieces.append(piece)
-                offset, size = offset + len(piece), size - len(piece)
+                done += count
         except OSError as error:
             raise SidecarExportError(f"{path}: cannot be read at byte {offset}: {error.strerror}") from error
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return view.toreadonly()
 
     def _open(self, path: str) -> int:
         with self._opening:
             if path not in self._fds:
                 self._fds[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             return self._fds[path]
+
+
+class _Buffers:
+    """Buffers that go round: fresh memory for every read would cost more than the read, in page faults.
+
+    Nobody gives a buffer back. One to which nothing refers any more, no view of it either, is free.
+    """
+
+    def __init__(self) -> None:
+        self._all: dict[int, list[bytearray]] = {}
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bytearray:
+        with self._lock:
+            same = self._all.setdefault(size, [])
+            for index in range(len(same)):
+                if sys.getrefcount(same[index]) == _FREE:
+                    return same[index]
+            same.append(bytearray(size))
+            return same[-1]
+
+
+def _references() -> int:
+    listed = [bytearray(1)]
+    return sys.getrefcount(listed[0])
+
+
+_FREE = _references()
+"""What `sys.getrefcount` gives for an element of a list that nothing else refers to."""
 
 
 def read_ahead(make: Callable[[int], Item], numbers: Sequence[int]) -> Iterator[Item]:
