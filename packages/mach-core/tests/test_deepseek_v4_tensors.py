@@ -66,7 +66,8 @@ def test_multi_token_prediction_has_no_place_in_the_model(name) -> None:
 @pytest.mark.parametrize(
     "name",
     ["", ".", "layers", "layers.", "layers.1", "layers.1.", "layers.1.attn", "layers.1.attn.indexer",
-     "hc_head", "layers.1.attn.indexer.compressor", "layers.1.ffn.shared_experts", "vision.weight", "layers.1.hc_attn_"],
+     "hc_head", "layers.1.attn.indexer.compressor", "layers.1.ffn.shared_experts", "vision.weight",
+     "layers.1.hc_attn_"],
 )  # fmt: skip
 def test_odd_names_do_no_harm(name) -> None:
     own_name(name)

@@ -71,14 +71,11 @@ def test_decoding_leaves_no_graph_behind(model) -> None:
     """Open groups and unused indexer keys are evaluated with the token, though it does not need them."""
     cache = model.make_cache()
     run(model, cache, 3)
-    used = []
-    for step in range(40):
+    for step in range(43):
         mx.eval(model(mx.array([[step]]), cache=cache))  # the logits alone
-        used.append(mx.get_active_memory())
-    assert used[39] - used[19] < 65536
-    for layer in cache:
-        for array in layer.arrays:
-            assert np.isfinite(np.array(array)[:1]).all() or array.shape[0] == 4  # a first group's gates
+    before = mx.get_active_memory()
+    mx.eval([layer.state for layer in cache])
+    assert mx.get_active_memory() == before, "there was something left to compute"
 
 
 def test_it_is_of_mlx_lms_kind_and_cannot_be_trimmed(model) -> None:

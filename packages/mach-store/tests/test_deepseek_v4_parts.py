@@ -142,3 +142,32 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(config) -> No
     tokens = mx.array([[5, 9, 60, 3, 17, 80, 41, 2, 11]])
     expected = np.array(plain(tokens))
     assert np.abs(np.array(packed(tokens)) - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_float32_parameters_do_not_widen_bfloat16_activations(config) -> None:
+    model = Model(ModelArgs.from_dict(config("deepseek_v4", "none")))
+    narrow = ("_proj.weight", "embed_tokens.weight", "lm_head.weight", "gate.weight")
+    model.apply_to_modules(
+        lambda path, module: module.update(
+            {
+                name: value.astype(mx.bfloat16)
+                for name, value in module.items()
+                if isinstance(value, mx.array) and f"{path}.{name}".endswith(narrow)
+            }
+        )
+    )
+    for layer in model.layers:
+        layer.mlp.switch_mlp = _NoExperts()  # the CPU has no bfloat16 product of gathered experts
+    assert model.layers[1].self_attn.kv_norm.weight.dtype == mx.float32
+    cache = model.make_cache()
+    for count in (130, 1):
+        assert model(mx.zeros((1, count), mx.int32), cache=cache).dtype == mx.bfloat16
+    for layer in cache:
+        for group in layer.groups:
+            assert group.entries.array.dtype == mx.bfloat16
+        assert layer.window.dtype == mx.bfloat16
+
+
+class _NoExperts(nn.Module):
+    def __call__(self, x, indices) -> mx.array:
+        return mx.zeros((*indices.shape, x.shape[-1]), x.dtype)

@@ -11,6 +11,7 @@ from mach.io.deepseek_v4_config import DeepseekV4Config, LayerPlan
 from mach_store.deepseek_v4.cache import CompressedCache
 from mach_store.deepseek_v4.compressor import GroupCompressor
 from mach_store.deepseek_v4.indexer import SCORE_ELEMENTS, Indexer
+from mach_store.deepseek_v4.norm import Norm
 from mach_store.deepseek_v4.rope import RotaryAngles, turn
 
 GATHERED_ELEMENTS = 1 << 23
@@ -47,10 +48,10 @@ class Attention(nn.Module):
         self.eps, self.scale = args.norm_eps, args.head_dim**-0.5
         features = args.num_heads * args.head_dim
         self.q_a_proj = nn.Linear(args.hidden_size, args.q_lora_rank, bias=False)
-        self.q_a_norm = nn.RMSNorm(args.q_lora_rank, eps=args.norm_eps)
+        self.q_a_norm = Norm(args.q_lora_rank, eps=args.norm_eps)
         self.q_b_proj = nn.Linear(args.q_lora_rank, features, bias=False)
         self.kv_proj = nn.Linear(args.hidden_size, args.head_dim, bias=False)
-        self.kv_norm = nn.RMSNorm(args.head_dim, eps=args.norm_eps)
+        self.kv_norm = Norm(args.head_dim, eps=args.norm_eps)
         # Each group's rows multiply that group's features alone: see `grouped`.
         self.o_a_proj = nn.Linear(features // args.o_groups, args.o_groups * args.o_lora_rank, bias=False)
         self.o_b_proj = nn.Linear(args.o_groups * args.o_lora_rank, args.hidden_size, bias=False)

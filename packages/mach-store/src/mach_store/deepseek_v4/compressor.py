@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mach_store.deepseek_v4.cache import GroupState, own_copy
+from mach_store.deepseek_v4.norm import Norm
 from mach_store.deepseek_v4.rope import RotaryAngles, turn
 
 
@@ -24,7 +25,7 @@ class GroupCompressor(nn.Module):
         self.kv_proj = nn.Linear(hidden, width, bias=False)
         self.gate_proj = nn.Linear(hidden, width, bias=False)
         self.position_bias = mx.zeros((ratio, width))
-        self.kv_norm = nn.RMSNorm(dim, eps=eps)
+        self.kv_norm = Norm(dim, eps=eps)
 
     def compress(self, x: mx.array, state: GroupState, angles: RotaryAngles) -> None:
         """Add tokens x [n, hidden] to `state`, and an entry for every group that they complete.

@@ -68,7 +68,8 @@ def highest(scores: mx.array, k: int) -> mx.array:
     """Indices of the k greatest of scores [n, m] float32, ascending; of equal scores the first ones.
 
     ReLU makes equal scores (all zero) likely. Which of them is taken must not depend on m, or a prompt in one
-    pass and the same prompt in two would differ: order and index make one integer, all of which differ.
+    pass and the same prompt in two would differ. MLX promises no order among equals, so score and index make
+    one integer, and no two are equal.
     """
     bits = (scores + 0.0).view(mx.int32)  # + 0.0: minus zero is zero
     ordered = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(mx.int64)

@@ -11,6 +11,7 @@ from mach.io.deepseek_v4_config import DeepseekV4Config, LayerPlan
 from mach_store.deepseek_v4.attention import Attention
 from mach_store.deepseek_v4.cache import CompressedCache
 from mach_store.deepseek_v4.hyper_connections import HyperConnection, HyperHead, expand
+from mach_store.deepseek_v4.norm import Norm
 from mach_store.deepseek_v4.rope import RotaryAngles
 from mach_store.deepseek_v4.routing import ExpertsBlock
 from mach_store.deepseek_v4.weight_names import bind_names
@@ -25,8 +26,8 @@ class DecoderLayer(nn.Module):
         self.plan = plan
         self.self_attn = Attention(args, plan)
         self.mlp = ExpertsBlock(args, plan)
-        self.input_layernorm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
+        self.input_layernorm = Norm(args.hidden_size, eps=args.norm_eps)
+        self.post_attention_layernorm = Norm(args.hidden_size, eps=args.norm_eps)
         self.attn_hc = HyperConnection(args)
         self.ffn_hc = HyperConnection(args)
 
@@ -47,7 +48,7 @@ class Body(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(args.vocab_size, args.hidden_size)
         self.layers = [DecoderLayer(args, plan) for plan in args.layers]
-        self.norm = nn.RMSNorm(args.hidden_size, eps=args.norm_eps)
+        self.norm = Norm(args.hidden_size, eps=args.norm_eps)
         self.hc_head = HyperHead(args)
         self._streams = args.hc_mult
         self._plain = RotaryAngles(args.main_rope, args.rope_dim)
