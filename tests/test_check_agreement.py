@@ -17,6 +17,8 @@ from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
 from mach.preflight.check_report import CheckOptions, check_report
 from mach.preflight.kv_cache_bytes import kv_cache_bytes
+from mach.preflight.machine import Machine
+from mach.preflight.memory import estimate_memory
 from mach.settings import CoreSettings
 from mach_decode.loader import load_swapped
 from mach_decode.unswapped_loader import load_unswapped
@@ -280,6 +282,23 @@ def test_check_asks_for_the_fields_that_loading_needs(name: str, tmp_path: Path)
     with pytest.raises(MachError, match=f"config.json: {name} is missing"):
         check(directory, tmp_path)
     assert not any(outcomes(directory).values())
+
+
+@pytest.mark.parametrize("packing", ["bf16", "affine 4-bit", "mxfp4"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in SLICED_ALONE])
+def test_check_counts_the_bytes_that_bf16_streaming_takes(family: str, packing: str, tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / f"{family}.json").read_text())
+    if PACKINGS[packing] is not None:
+        config["quantization"] = PACKINGS[packing]
+    write_synthetic_checkpoint(tmp_path / "s", config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    write_stacked_checkpoint(tmp_path / "s", tmp_path / "stacked")
+    inspection = inspect_checkpoint(tmp_path / "stacked")
+    machine = Machine("cpu", 64 << 30, 48 << 30, "test")
+    said = estimate_memory(inspection, None, machine, context=256, expert_cache_bytes=None)
+    loaded = load_swapped(str(tmp_path / "stacked"), expert_residency="bf16_streaming", expert_cache_gb=None)
+    assert said.float_bank_bytes == loaded.store.nbytes
+    assert said.bf16_streaming.parts["arena"] == loaded.store.scratch_bytes
+    loaded.store.close()
 
 
 VARIANTS = {

@@ -27,34 +27,36 @@ Table = dict[str, dict[str, str]]
 INTRODUCTION = """\
 # What works together
 
-Written by `tools/compatibility_page.py` from the results of the tests; do not edit. A test fails when a run finds
-something else than this page says.
+Written by `tools/compatibility_page.py` from the results of the tests; do not edit. A test fails when a run
+finds something else than this page says.
 
-For each family a small random model with every kind of layer is made by mlx-lm's own class, quantised by mlx-lm's
-own `quantize_model`, sliced by mach's exporter, and asked for 8 greedy tokens after a prompt of 40: longer than
-the sliding windows, and long enough for the scratch arena. Streaming modes have the smallest bank there is, one
-token's experts in every layer. All on MLX's CPU backend in float32; nothing here was run on Metal or CUDA.
+For each family a small random model with every kind of layer is made by the family's own class (mlx-lm's, or
+mach's for deepseek_v4), quantised by mlx-lm's `quantize_model`, sliced by mach's exporter, and asked for 8
+greedy tokens after a prompt of 40: longer than the sliding windows, and long enough for the scratch arena.
+Streaming modes have the smallest bank there is, one token's experts in every layer. All on MLX's CPU backend
+in float32; nothing here was run on Metal or CUDA.
 
 | cell | meaning |
 |---|---|
-| = mlx-lm | token for token what mlx-lm's own model and loop give for the same weights, widened to float32 |
-| = mlx-lm, bf16 values | the same for a checkpoint that holds the experts' values as bfloat16 ¹ |
+| = mlx-lm | token for token what mlx-lm's own model gives for the same weights, widened to float32 |
+| = unswapped | the same with mach's own model, its experts in memory as they are |
+| …, bf16 values | the same for a checkpoint that holds the experts' values as bfloat16 (note) |
 | refused ⁿ | an error; the list below its table says which |
 
-¹ These are exact for mxfp4, mxfp8 and nvfp4. Affine values are computed in float32 and rounded once.
+Note: mxfp4, mxfp8 and nvfp4 values are exact in bfloat16; affine ones are rounded once, from float32.
 """
 
 HEADINGS = {
     "quantisations": (
         "Families, quantisations and modes",
         "Modes: `--streaming` from an expert sidecar, `--streaming` from slices of a stacked checkpoint,\n"
-        "`--no-streaming` (stacked), mlx-lm's own model, and bf16_streaming (`LME_BF16_STACKED_STREAMING=1` with\n"
-        "`--streaming`). mach-serve and mach-generate take the same flags and load through the same function.",
+        "`--no-streaming` (stacked), mlx-lm's own model, and bf16_streaming (`--streaming` with\n"
+        "`LME_BF16_STACKED_STREAMING=1`). mach-serve and mach-generate load through the same function.",
     ),
     "layouts": (
         "Layouts and modes",
-        "bfloat16 experts. *sliced* is the engine layout, *stacked* an MLX checkpoint, *raw* a published form:\n"
-        "experts one by one, or gate and up in one tensor. mach-prune makes sliced checkpoints of the others.",
+        "bfloat16 experts. *sliced* is the engine layout, *stacked* an MLX checkpoint, *raw* a published\n"
+        "form: experts one by one, or gate and up in one tensor. mach-prune makes sliced ones of the others.",
     ),
 }
 """Section → its heading and what there is to know of it; other sections stand under their own names."""
@@ -62,12 +64,12 @@ HEADINGS = {
 NOTES = """\
 ## What to know
 
-- `--backend openai` runs mlx-lm's classes as they are, with their faults. On the CPU alone floats are widened to
-  float32: MLX's products of experts know no other dtype there.
-- bf16_streaming is for comparisons. Floats stay in the bank as they are stored; on the CPU the experts of a pass
-  are widened to float32 before it, so that results are those of the other modes.
-- Loading a sliced checkpoint reads no expert bytes (`tests/test_loading_reads.py`), unless the bank holds every
-  expert: then it is filled at once.
+- `--backend openai` runs mlx-lm's classes as they are, with their faults. On the CPU alone floats are
+  widened to float32: MLX's products of experts know no other dtype there.
+- bf16_streaming is for comparisons. Floats stay in the bank as they are stored; on the CPU the experts of a
+  pass are widened to float32 before it, so that results are those of the other modes.
+- Loading a sliced checkpoint reads no expert bytes (`tests/test_loading_reads.py`), unless the bank holds
+  every expert: then it is filled at once.
 """
 
 

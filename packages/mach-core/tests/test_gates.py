@@ -79,7 +79,9 @@ def test_deepseek_v4_needs_the_engine_layout(
     config = families["deepseek_v4"]
     found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
     verdicts = judge_paths(found.adapter, found)
-    assert [verdicts[path].status for path in PATHS[:3]] == ["blocked"] * 3
+    statuses = [verdicts[path].status for path in PATHS[:4]]
+    assert statuses == ["needs_artifact", "needs_artifact", "blocked", "blocked"]
+    assert "mach-prune --source" in verdicts["expert_streaming"].reason
     assert "cannot load a stacked layout" in verdicts["resident_stacked"].reason
 
 

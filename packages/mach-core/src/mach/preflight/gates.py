@@ -113,7 +113,7 @@ def streaming_gate(
 def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
     """`--no-streaming`: every expert in memory, from the axis-0 stacked layout alone."""
     if not adapter.stacked_supported:
-        return Verdict(BLOCKED, f"{adapter.model_type} cannot load a stacked layout: use --streaming")
+        return _sliced_alone(adapter, inspection)
     if inspection is None:
         return Verdict(UNKNOWN, "depends on the checkpoint's layout")
     if (loads := load_gate(adapter)).status != OK:
@@ -132,7 +132,7 @@ def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspectio
     if inspection is None:
         return Verdict(UNKNOWN, "depends on the checkpoint's layout")
     if not adapter.stacked_supported:
-        return Verdict(BLOCKED, f"{adapter.model_type} cannot load a stacked layout: use --streaming")
+        return _sliced_alone(adapter, inspection)
     if (loads := load_gate(adapter)).status != OK:
         return loads
     if inspection.layout == "stacked":
@@ -149,7 +149,7 @@ def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspectio
         if problem := _incomplete(inspection):
             return Verdict(BLOCKED, problem)
         return Verdict(OK, f"slices of the raw {inspection.layout} layout")
-    return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}: use --streaming")
+    return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}")
 
 
 def unswapped_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection) -> Verdict:
@@ -250,6 +250,14 @@ def routed_quantization_problem(quantization: RoutedQuantization) -> str | None:
         if scheme is not None and scheme.mode not in MLX_MODES:
             return f"{scheme.mode} experts cannot be computed with: convert to one of {', '.join(MLX_MODES)}"
     return None
+
+
+def _sliced_alone(adapter: MoeArchAdapter, inspection: CheckpointInspection | None) -> Verdict:
+    """The refusal of a residency that needs stacked tensors, for a family that loads sliced ones alone."""
+    advice = "use --streaming"
+    if inspection is not None and inspection.sidecar_directory is None:
+        advice = f"{PRUNE_HINT}, and {advice}"
+    return Verdict(BLOCKED, f"{adapter.model_type} cannot load a stacked layout: {advice}")
 
 
 def _unreadable(inspection: CheckpointInspection) -> str | None:

@@ -152,21 +152,21 @@ def _float_sizes(inspection: CheckpointInspection, backend: str) -> tuple[dict[i
     floats: dict[int, int] = {}
     arenas: dict[int, int] = {}
     for layer, sizes in inspection.expert_layer_bytes.items():
-        stored = dict(sizes)
-        packed = 0
+        stored, staged = dict(sizes), 0
         for parts in inspection.stacked.get(layer, {}).values():
             if "scales" not in parts:
                 continue
+            staged = _widened(sizes, "cpu", ("BF16",))  # whole records, scales in float32
             for component, entry in parts.items():
                 if component != "bias":
                     stored[entry.dtype] -= entry.nbytes
-                    packed += entry.nbytes * (2 if entry.dtype == "BF16" else 1)
             weights = shape.num_experts * shape.expert_width * shape.hidden_size
             stored["BF16"] = stored.get("BF16", 0) + 2 * weights
         floats[layer] = sum(stored.values()) // shape.num_experts
         slots = min(max(SCRATCH_EXPERTS, shape.top_k), shape.num_experts)
-        staged = (STAGED_EXPERTS + min(STAGED_EXPERTS, slots)) * packed // shape.num_experts
-        arenas[floats[layer]] = slots * (_widened(stored, backend, ("BF16",)) // shape.num_experts) + staged
+        wide = slots * _widened(stored, backend, ("BF16",)) // shape.num_experts
+        readers = STAGED_EXPERTS + min(STAGED_EXPERTS, slots)  # the bank's and the arena's
+        arenas[floats[layer]] = wide + readers * staged // shape.num_experts
     return floats, sum(arenas.values())
 
 
