@@ -16,6 +16,7 @@ from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
 from mach.preflight.check_report import CheckOptions, check_report
+from mach.preflight.gates import unswapped_gate
 from mach.preflight.kv_cache_bytes import kv_cache_bytes
 from mach.preflight.machine import Machine
 from mach.preflight.memory import estimate_memory
@@ -25,6 +26,7 @@ from mach_decode.unswapped_loader import load_unswapped
 from mach_server import serve_command
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
+from mach_store.model_builder import family_classes
 from mach_store.sidecar.export import export_sidecar
 from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
 
@@ -91,7 +93,11 @@ def agree(directory: Path, tmp_path: Path, budget: float | None = None) -> dict:
     assert {path: said[path] for path in done} == done, report["paths"]
     assert not any(said[path] for path in NOT_SERVED), "the server has no flag for these"
     assert report["supported"] == (done["expert_streaming"] or done["resident_stacked"])
-    assert said["openai_http"] == (any(done.values()) or unswapped)
+    if said["openai_http"] or any(done.values()):
+        assert said["openai_http"] and (any(done.values()) or unswapped)
+    elif unswapped:  # what mach would compute otherwise, mlx-lm computes as it can
+        inspection = inspect_checkpoint(directory)
+        assert unswapped_gate(inspection.adapter, inspection).status == "unknown"
     if report["supported"]:
         words = report["serve_command"].split()
         assert words[0] == "mach-serve"
@@ -136,20 +142,20 @@ def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
         for name, extents in others
     }
     extents = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
-    raw = {f.layout: f.blocks[0] for f in adapter.names.raw}
+    forms = {form.layout: form for form in reversed(adapter.names.raw)}
     for layer in shape.moe_layers:
         if fused:
-            block = raw["fused"].format(layer=layer)
+            block = forms["fused"].blocks[0].format(layer=layer)
             both = (shape.num_experts, 2 * width, hidden)
             tensors[f"{block}.gate_up_proj"] = mx.zeros(both, mx.bfloat16)
             tensors[f"{block}.down_proj"] = mx.zeros((shape.num_experts, hidden, width), mx.bfloat16)
             continue
         for expert in range(shape.num_experts):
-            form = next(form for form in adapter.names.raw if form.layout == "per_expert")
-            path = form.blocks[0].format(layer=layer, expert=expert)
-            for projection in form.projections:
-                shape_ = extents[projection.holds[0]]
-                tensors[f"{path}.{projection.name}.weight"] = mx.zeros(shape_, mx.bfloat16)
+            path = forms["per_expert"].blocks[0].format(layer=layer, expert=expert)
+            for projection in forms["per_expert"].projections:
+                tensors[f"{path}.{projection.name}.weight"] = mx.zeros(
+                    extents[projection.holds[0]], mx.bfloat16
+                )
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(directory / "model.safetensors"), tensors)
@@ -270,15 +276,12 @@ def test_check_agrees_with_loading_odd_checkpoints(family: str, oddity: str, tmp
             assert not any(outcomes(directory).values())
 
 
-@pytest.mark.parametrize(
-    "name", ["num_experts", "head_dim", "rope_theta", "norm_topk_prob", "decoder_sparse_step"]
-)
+@pytest.mark.parametrize("name", ["rope_theta", "norm_topk_prob", "decoder_sparse_step", "rms_norm_eps"])
 def test_check_asks_for_the_fields_that_loading_needs(name: str, tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
     directory = tmp_path / "checkpoint"
     write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
-    changes = {"num_local_experts": 8} if name == "num_experts" else {}
-    change_config(directory, **{name: None}, **changes)
+    change_config(directory, **{name: None})
     with pytest.raises(MachError, match=f"config.json: {name} is missing"):
         check(directory, tmp_path)
     assert not any(outcomes(directory).values())
@@ -301,12 +304,71 @@ def test_check_counts_the_bytes_that_bf16_streaming_takes(family: str, packing: 
     loaded.store.close()
 
 
+def test_check_and_loading_understand_the_spelling_of_transformers_5(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+    directory = tmp_path / "checkpoint"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    removed = dict.fromkeys(("num_experts", "head_dim", "rope_theta"))
+    change_config(directory, num_local_experts=config["num_experts"], rope_parameters=rope, **removed)
+    assert agree(directory, tmp_path)["supported"]
+
+
+UNSUPPORTED = {
+    "qwen3_moe": [
+        {"attention_bias": True},
+        {"hidden_act": "gelu"},
+        {"use_sliding_window": True},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"partial_rotary_factor": 0.5},
+    ],
+    "qwen3_5_moe": [
+        {"hidden_act": "gelu"},
+        {"layer_types": ["full_attention"] * 4},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 2.0}},
+    ],
+    "gpt_oss": [
+        {"attention_bias": False},
+        {"swiglu_limit": 10.0},
+        {"swiglu_alpha": 1.0},
+        {"tie_word_embeddings": True},
+        {"layer_types": ["full_attention"] * 2},
+    ],
+    "gemma4": [
+        {"attention_bias": True},
+        {"hidden_activation": "silu"},
+        {"use_bidirectional_attention": "all"},
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+                "full_attention": {"rope_type": "proportional", "rope_theta": 1e6},
+            }
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize(("family", "changes"), [(f, c) for f, found in UNSUPPORTED.items() for c in found])
+def test_check_and_loading_refuse_what_would_be_computed_otherwise(
+    family: str, changes: dict, tmp_path: Path
+) -> None:
+    config = json.loads((CONFIGS / f"{family}.json").read_text())
+    directory = tmp_path / "checkpoint"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    change_config(directory, **changes)
+    report = agree(directory, tmp_path)
+    assert not report["supported"]
+    assert min(changes) in report["paths"][0]["reason"]
+
+
 VARIANTS = {
     "qwen3_moe": [{}, {"tie_word_embeddings": True}, {"mlp_only_layers": [1]}, {"decoder_sparse_step": 2}],
     "qwen3_5_moe": [
         {},
         {"tie_word_embeddings": True, "attention_bias": True},
         {"full_attention_interval": 2, "linear_num_value_heads": 8, "head_dim": 64},
+        {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+        {"full_attention_interval": 1, "layer_types": ["full_attention"] * 3 + ["linear_attention"]},
     ],
     "gpt_oss": [{}, {"num_key_value_heads": 1}],
     "gemma4": [
@@ -314,6 +376,7 @@ VARIANTS = {
         {"tie_word_embeddings": False, "attention_k_eq_v": False, "num_global_key_value_heads": None},
         {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16},
         {"layer_types": None, "global_head_dim": None},
+        {"per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}}, "attention_k_eq_v": False},
     ],
     "deepseek_v4": [
         {},
@@ -335,8 +398,8 @@ def test_the_tables_of_tensors_are_the_models(family: str, changes: dict, tmp_pa
     adapter = adapter_for(config)
     text, shape = adapter.text_config(config), adapter.moe_shape(config)
     wanted = dict(model_tensors(family, config, text, shape))
-    module = import_module(adapter.implementation)
-    model = module.Model(module.ModelArgs.from_dict(json.loads((tmp_path / "config.json").read_text())))
+    base, arguments, values = family_classes(adapter, config)
+    model = base(arguments.from_dict(values))
     names = ExpertTensorNames(adapter)
     parameters = tree_flatten(model.parameters())
     assert wanted == {name: array.shape for name, array in parameters if names.place(name) is None}

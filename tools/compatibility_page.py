@@ -31,7 +31,7 @@ Written by `tools/compatibility_page.py` from the results of the tests; do not e
 finds something else than this page says.
 
 For each family a small random model with every kind of layer is made by the family's own class (mlx-lm's, or
-mach's for deepseek_v4), quantised by mlx-lm's `quantize_model`, sliced by mach's exporter, and asked for 8
+mach's for deepseek_v4), quantised by mlx-lm's `quantize_model`, sliced by mach-prune, and asked for 8
 greedy tokens after a prompt of 40: longer than the sliding windows, and long enough for the scratch arena.
 Streaming modes have the smallest bank there is, one token's experts in every layer. All on MLX's CPU backend
 in float32; nothing here was run on Metal or CUDA.
@@ -39,6 +39,7 @@ in float32; nothing here was run on Metal or CUDA.
 | cell | meaning |
 |---|---|
 | = mlx-lm | token for token what mlx-lm's own model gives for the same weights, widened to float32 |
+| = mlx-lm, repaired | the same where mlx-lm's model has faults that mach repairs, as the golden logits show |
 | = unswapped | the same with mach's own model, its experts in memory as they are |
 | …, bf16 values | the same for a checkpoint that holds the experts' values as bfloat16 (note) |
 | refused ⁿ | an error; the list below its table says which |

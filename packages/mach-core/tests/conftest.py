@@ -73,6 +73,7 @@ QWEN3_5_MOE = {
         "linear_value_head_dim": 32,
         "linear_conv_kernel_dim": 4,
         "full_attention_interval": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 64,

@@ -103,7 +103,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 1,
         "sliding_window": 16,
         "rope_theta": 150000,
-        "rope_scaling": None,
+        "rope_scaling": {"rope_type": "default"},
         "layer_types": LAYER_TYPES,
     },
     "gemma4": {
@@ -128,6 +128,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "sliding_window_pattern": 2,
             "max_position_embeddings": 256,
             "attention_k_eq_v": True,
+            "final_logit_softcapping": 30.0,
             "use_double_wide_mlp": False,
             "enable_moe_block": True,
             "num_experts": EXPERTS,

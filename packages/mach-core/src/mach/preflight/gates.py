@@ -155,7 +155,8 @@ def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspectio
 def unswapped_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection) -> Verdict:
     """`--backend openai`: mlx-lm's own model, every weight in memory.
 
-    What mlx-lm makes of a raw checkpoint that is no float one is not known here: `unknown`.
+    What mlx-lm makes of a raw checkpoint that is no float one, or of what mach itself would refuse, is not
+    known here: `unknown`.
     """
     if adapter.implementation is None or not adapter.implementation.startswith("mlx_lm."):
         return Verdict(BLOCKED, f"mlx-lm has no model for {adapter.model_type}")
@@ -166,7 +167,7 @@ def unswapped_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection) ->
     if inspection.layout == "unknown":
         return Verdict(BLOCKED, inspection.layout_reason)
     if inspection.layout == "stacked" and (problem := _unreadable(inspection)):
-        return Verdict(BLOCKED, problem)
+        return Verdict(UNKNOWN, f"mlx-lm may load what mach does not: {problem}")
     raw = inspection.layout not in ("stacked", "dense")
     plain = (
         inspection.quantization.scheme is None and _MLX_LM_RAW.get(adapter.model_type) == inspection.layout
@@ -174,7 +175,7 @@ def unswapped_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection) ->
     if raw and not plain:
         return Verdict(UNKNOWN, f"what mlx-lm makes of {inspection.layout} experts shows when it loads them")
     if problem := _incomplete(inspection):
-        return Verdict(BLOCKED, problem)
+        return Verdict(UNKNOWN, f"mlx-lm may load what mach does not: {problem}")
     return Verdict(OK, f"mlx-lm {'stacks the raw experts while loading' if raw else 'loads it as it is'}")
 
 

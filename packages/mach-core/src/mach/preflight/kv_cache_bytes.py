@@ -61,8 +61,9 @@ def _standard(text: ConfigFields, context: int, element: int) -> dict[str, int]:
 
 def _hybrid_gdn(text: ConfigFields, context: int, element: int) -> dict[str, int]:
     layers = _layers(text)
+    declared = text.texts("layer_types", MAX_LAYERS)
     interval = text.integer("full_attention_interval", low=1, high=MAX_LAYERS, default=4)
-    full = layers // interval
+    full = layers // interval if declared is None else declared[:layers].count("full_attention")
     key_heads = text.integer("linear_num_key_heads", low=1, high=MAX_WIDTH)
     value_heads = text.integer("linear_num_value_heads", low=1, high=MAX_WIDTH)
     key_dim = text.integer("linear_key_head_dim", low=1, high=MAX_WIDTH)

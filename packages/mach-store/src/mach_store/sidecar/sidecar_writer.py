@@ -7,12 +7,12 @@ the place of `<output>` in one step.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from types import TracebackType
 
@@ -29,6 +29,7 @@ from mach.io.sidecar_layout import (
     parse_layout,
 )
 from mach_store.errors import SidecarExportError
+from mach_store.lock_file import lock_file, unlock_file
 from mach_store.sidecar.atomic_directory import fsync_directory, install_directory
 
 Buffer = bytes | bytearray | memoryview
@@ -64,7 +65,7 @@ class SidecarWriter:
         self._lock_path = self.partial + ".lock"
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self.output)), exist_ok=True)
-            self._lock = _lock(self._lock_path)
+            self._lock = lock_file(self._lock_path)
         except OSError as error:
             raise SidecarExportError(f"{self.output}: cannot be written: {error.strerror}") from error
         try:
@@ -73,6 +74,8 @@ class SidecarWriter:
         except OSError as error:
             self._unlock()
             raise SidecarExportError(f"{self.partial}: cannot be written: {error.strerror}") from error
+        self._background = ThreadPoolExecutor(1, "mach-durable")
+        self._under_way: Future[None] | None = None
 
     def __enter__(self) -> SidecarWriter:
         return self
@@ -80,16 +83,16 @@ class SidecarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What is under way is finished first: the next writer may begin as soon as the lock is free.
+        self._background.shutdown()
         self._unlock()
 
     def _unlock(self) -> None:
-        # Unlinked while it is held: who has opened it meanwhile sees that the name is of another file now.
-        os.unlink(self._lock_path)
-        os.close(self._lock)
+        unlock_file(self._lock_path, self._lock)
 
     @property
     def done(self) -> frozenset[int]:
-        """Layers that need not be written again."""
+        """Layers that need not be written again; the one written last may still be on its way to the disk."""
         return frozenset(self._done)
 
     def write_layer(self, index: int, schema: RecordSchema, records: Iterable[Sequence[Buffer]]) -> None:
@@ -121,27 +124,46 @@ class SidecarWriter:
                     checksums.append(crc)
                 out.flush()
                 out.truncate()  # what was allocated and not written
-                os.fsync(out.fileno())
-            os.rename(temporary, os.path.join(self.partial, name))
-            self._done[index] = LayerFile(
-                index=index,
-                file=name,
-                num_experts=len(checksums),
-                stride=stride,
-                schema=schema,
-                checksums=tuple(checksums),
-            )
+        except OSError as error:
+            raise self._refused(temporary, error) from error
+        layer = LayerFile(
+            index=index,
+            file=name,
+            num_experts=len(checksums),
+            stride=stride,
+            schema=schema,
+            checksums=tuple(checksums),
+        )
+        self._await_durable()
+        self._under_way = self._background.submit(self._make_durable, temporary, layer)
+
+    def _make_durable(self, temporary: str, layer: LayerFile) -> None:
+        """Wait until a layer is on the disk, and only then give it its name and count it as done."""
+        try:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.rename(temporary, os.path.join(self.partial, layer.file))
+            self._done[layer.index] = layer
             self._write_atomically(
                 PROGRESS_NAME,
                 json.dumps({"fingerprint": self._fingerprint, "layout": json.loads(self._layout())}).encode(),
             )
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(temporary)  # a full disk has better use for its space
-            raise SidecarExportError(
-                f"{error.filename or temporary}: {error.strerror}; the layers done so far are kept in "
-                f"{self.partial} and the next export goes on from them"
-            ) from error
+            raise self._refused(temporary, error) from error
+
+    def _await_durable(self) -> None:
+        """Wait for the layer before, whose way to the disk goes on while the next one is read and written."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def _refused(self, temporary: str, error: OSError) -> SidecarExportError:
+        with suppress(OSError):
+            os.unlink(temporary)  # a full disk has better use for its space
+        return SidecarExportError(
+            f"{error.filename or temporary}: {error.strerror}; the layers done so far are kept in "
+            f"{self.partial} and the next export goes on from them"
+        )
 
     def finish(self) -> SidecarLayout:
         """Write `layout.json`, check every size, and put the directory in place.
@@ -149,6 +171,7 @@ class SidecarWriter:
         Raises:
             SidecarExportError: nothing was written, or the directory cannot be put in place.
         """
+        self._await_durable()
         if not self._done:
             raise SidecarExportError(f"{self.output}: no layer was written")
         raw = self._layout()
@@ -230,34 +253,6 @@ class _Allocation:
             # It cannot, or has less than that. Writing goes on, and tells what is wrong where it fails.
             self._able = False
         self._end += size
-
-
-def _lock(path: str) -> int:
-    """A descriptor of the file `path`, locked; the lock ends with the process, however it ends.
-
-    Raises:
-        SidecarExportError: another process holds it.
-        OSError: the file cannot be made.
-    """
-    while True:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(fd)
-            raise SidecarExportError(
-                f"{path}: another export is writing here: wait for it, or end it, and export again"
-            ) from error
-        except OSError:
-            os.close(fd)
-            raise
-        # The file may have been unlinked between open and flock: then this lock protects nothing.
-        try:
-            if os.path.samestat(os.stat(path), os.fstat(fd)):
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
 
 
 def _require_replaceable(output: str) -> None:
