@@ -20,7 +20,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "docs" / "compatibility.json", ROOT / "docs" / "compatibility.md"
-TESTS = ("tests/test_compatibility.py",)
+TESTS = (
+    "tests/test_compatibility.py",
+    "tests/test_golden.py::test_logits_and_greedy_tokens_are_the_references",
+    "tests/test_prune_exactness.py",
+)
 
 Table = dict[str, dict[str, str]]
 
@@ -58,6 +62,19 @@ HEADINGS = {
         "Layouts and modes",
         "bfloat16 experts. *sliced* is the engine layout, *stacked* an MLX checkpoint, *raw* a published\n"
         "form: experts one by one, or gate and up in one tensor. mach-prune makes sliced ones of the others.",
+    ),
+    "golden logits": (
+        "Golden logits",
+        "The largest error of a logit, relative to the largest of its prompt, against Hugging Face\n"
+        "transformers in float32 (`tests/golden`): prompts across the sliding window, the rates of\n"
+        "compression and the chunk, in one pass and in chunks. Greedy tokens are the reference's wherever\n"
+        "its margin exceeds that error.",
+    ),
+    "mach-prune": (
+        "mach-prune",
+        "What mach-prune makes of a source, streamed: *= source* gives the source's logits and tokens\n"
+        "exactly, *= MLX form* those of the same numbers in an MLX checkpoint, *= sliced by hand* those of\n"
+        "the experts that the plan keeps, cut out without mach-prune.",
     ),
 }
 """Section → its heading and what there is to know of it; other sections stand under their own names."""
