@@ -145,6 +145,8 @@ def test_the_older_spelling_of_the_compressed_layers_rope_is_obeyed() -> None:
         ({"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"topk_method": "greedy"}, "topk_method is 'greedy'"),
+        ({"intermediate_size": 18432}, "intermediate_size and moe_intermediate_size differ"),
+        ({"num_local_experts": 128}, "num_local_experts and n_routed_experts differ"),
         ({"n_group": 8}, "n_group must be 1 or null"),
         ({"hc_mult": None}, "hc_mult is null"),
         ({"routed_scaling_factor": 2}, "routed_scaling_factor is an integer"),

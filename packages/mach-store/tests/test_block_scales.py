@@ -2,11 +2,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mach.errors import ConfigError
-from mach.io.inspection import inspect_checkpoint
 from mach.io.safetensors_header import read_header
 from mach_store.errors import PruneError
-from mach_store.prune.block_scales import block_size, require_blocks, scale_of, widened
+from mach_store.prune.block_scales import require_blocks, scale_of, widened
 from mach_store.safetensors_writer import OutputTensor, write_safetensors
 
 
@@ -83,17 +81,3 @@ def test_a_scale_that_is_no_number_is_refused(stored) -> None:
     )
     with pytest.raises(PruneError, match="no finite number"):
         list(widened(entries["w"], entries["s"], (4, 8)))
-
-
-def test_the_block_size_is_config_jsons(config, write_checkpoint) -> None:
-    def size(**fields: object) -> tuple[int, int]:
-        return block_size(inspect_checkpoint(write_checkpoint(config(quantization="none") | fields, {})))
-
-    method = {"quant_method": "fp8"}
-    assert size() == (128, 128)
-    assert size(quantization_config=method) == (128, 128)
-    assert size(quantization_config=method | {"weight_block_size": [64, 32]}) == (64, 32)
-    with pytest.raises(ConfigError, match="weight_block_size"):
-        size(quantization_config=method | {"weight_block_size": [0, 32]})
-    with pytest.raises(PruneError, match="must hold two numbers"):
-        size(quantization_config=method | {"weight_block_size": [32]})

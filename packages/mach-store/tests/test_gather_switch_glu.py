@@ -9,6 +9,7 @@ from mach.io.arch_registry import REGISTRY
 from mach.io.inspection import inspect_checkpoint
 from mach_store.errors import DispatchCancelledError, SidecarCorruptionError, StoreError
 from mach_store.gather_switch_glu import GatherSwitchGLU
+from mach_store.model_repairs import widen_embeddings
 from mach_store.resident_cache import ResidentStackedExpertCache
 
 FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4")
@@ -51,6 +52,7 @@ def test_every_bank_size_equals_the_unswapped_model(
         get_model_classes=lambda config: (module.Model, module.ModelArgs),
     )
     reference.set_dtype(mx.float32)
+    widen_embeddings(reference)
     expected = logits_of(reference, PROMPT, chunk=1)
     directory = checkpoints.engine(family, quantization)
     layers = len(open_bank(directory, 1 << 10).layers)

@@ -326,6 +326,41 @@ def test_a_missing_shard_is_named(checkpoints, copy_checkpoint, tmp_path) -> Non
         prune_checkpoint(source, tmp_path / "out")
 
 
+def test_an_expert_too_few_or_too_many_is_named(checkpoints, copy_checkpoint, tmp_path) -> None:
+    source = copy_checkpoint(checkpoints.stacked("qwen3_moe", "none"))
+    raw: dict[str, mx.array] = {}
+    for path in sorted(source.glob("model-experts-*.safetensors")):
+        for name, array in mx.load(str(path)).items():
+            names = [name.replace("switch_mlp", f"experts.{expert}") for expert in range(9)]
+            raw |= dict(zip(names, [*array, array[0]], strict=True))
+        path.unlink()
+    path = str(source / "model-experts.safetensors")
+    mx.save_safetensors(path, raw)
+    with pytest.raises(SidecarExportError, match="beyond config.json: layer 0, expert 8"):
+        prune_checkpoint(source, tmp_path / "out")
+    whole = {name: array for name, array in raw.items() if ".8." not in name}
+    mx.save_safetensors(
+        path, {name: array for name, array in whole.items() if "1.mlp.experts.5.up" not in name}
+    )
+    with pytest.raises(SidecarExportError, match="layer 1, expert 5 has no up_proj"):
+        prune_checkpoint(source, tmp_path / "out")
+    mx.save_safetensors(path, whole)
+    prune_checkpoint(source, tmp_path / "out", alignment=4096)
+    engine = checkpoints.engine("qwen3_moe", "none") / "expert_sidecar"
+    for name in os.listdir(engine):
+        assert (tmp_path / "out" / "expert_sidecar" / name).read_bytes() == (engine / name).read_bytes()
+
+
+def test_an_unknown_way_of_quantising_is_refused(checkpoints, copy_checkpoint, tmp_path) -> None:
+    source = copy_checkpoint(checkpoints.stacked())
+    fields = json.loads((source / "config.json").read_text())
+    for quantization in ({"mode": "nf4", "bits": 4, "group_size": 32}, {"bits": 7, "group_size": 32}):
+        (source / "config.json").write_text(json.dumps(fields | {"quantization": quantization}))
+        with pytest.raises(CheckpointError, match="'nf4', none of affine|bits is 7, none of"):
+            prune_checkpoint(source, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["copy"]
+
+
 def test_experts_of_another_shape_are_refused(checkpoints, copy_checkpoint, tmp_path) -> None:
     source = copy_checkpoint(checkpoints.stacked())
     path = str(source / "model-experts-00001.safetensors")

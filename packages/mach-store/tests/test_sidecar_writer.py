@@ -162,6 +162,14 @@ def test_a_lock_left_by_a_killed_export_does_not_block_the_next(tmp_path, schema
     assert os.listdir(tmp_path) == ["sidecar"]
 
 
+def test_large_records_have_the_checksums_of_small_ones(tmp_path, schema) -> None:
+    large = schema(1024, 256, packed=False)
+    output = tmp_path / "sidecar"
+    write(output, large, layers=(0,))
+    for expert, record in enumerate(records_of(large, 0)):
+        assert read_layout(output).layers[0].checksums[expert] == zlib.crc32(b"".join(record))
+
+
 def test_a_segment_of_the_wrong_size_is_refused(tmp_path, schema) -> None:
     records = records_of(schema(), 0)
     records[1][2] += b"x"

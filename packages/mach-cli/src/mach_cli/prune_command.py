@@ -51,15 +51,20 @@ def run(arguments: Sequence[str]) -> int:
             listener=draw,
         )
     seconds = time.monotonic() - start
+    if not report.already_done:
+        _print_notes(source, options.output, report)
+    print(_summary(options.output, report, seconds))
+    return 0
+
+
+def _print_notes(source: Path, output: Path, report: PruneReport) -> None:
     if not has_tokenizer(str(source)):
-        print(f"mach-prune: {source} has no tokenizer, so neither has {options.output}", file=sys.stderr)
+        print(f"mach-prune: {source} has no tokenizer, so neither has {output}", file=sys.stderr)
     for prefix, nbytes in report.dropped.items():
         print(
             f"mach-prune: left out {nbytes / 1e9:.3f} GB under {prefix}, which the engine does not load",
             file=sys.stderr,
         )
-    print(_summary(options.output, report, seconds))
-    return 0
 
 
 def _summary(output: Path, report: PruneReport, seconds: float) -> str:

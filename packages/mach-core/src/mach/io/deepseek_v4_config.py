@@ -144,6 +144,13 @@ def _refuse_what_is_not_done(fields: ConfigFields) -> None:
         raise fields.error("norm_topk_prob", "must be true: DeepSeek-V4's router always normalises")
     _choice(fields, "hidden_act", ("silu",))
     _choice(fields, "topk_method", ("noaux_tc",))
+    for name, same in (
+        ("intermediate_size", "moe_intermediate_size"),
+        ("num_local_experts", "n_routed_experts"),
+    ):
+        values = [fields.values[alias] for alias in (name, same) if fields.values.get(alias) is not None]
+        if len(values) == 2 and values[0] != values[1]:
+            raise fields.error(name, f"and {same} differ, and transformers takes one for the other")
     for name in ("n_group", "topk_group"):
         if fields.integer(name, low=0, high=MAX_EXPERTS, default=1) > 1:
             raise fields.error(name, "must be 1 or null: DeepSeek-V4's router knows no groups of experts")

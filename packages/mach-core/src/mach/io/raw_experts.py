@@ -98,7 +98,7 @@ def raw_experts(inspection: CheckpointInspection) -> RawExperts:
         )
     found, form = _find(inspection)
     shape = inspection.shape
-    block = _block(inspection)
+    block = fp8_block(inspection)
     layers: dict[int, tuple[RawWeight, ...]] = {}
     for layer in shape.moe_layers:
         weights = []
@@ -243,7 +243,12 @@ def _weight(
     return RawWeight(projection, form, encoding, rows, columns, block, parts)
 
 
-def _block(inspection: CheckpointInspection) -> tuple[int, int]:
+def fp8_block(inspection: CheckpointInspection) -> tuple[int, int]:
+    """The rows and columns that share a scale in a checkpoint's fp8 weights, experts' and others'.
+
+    Raises:
+        ConfigError: `weight_block_size` is malformed.
+    """
     fields = inspection.config.object("quantization_config")
     if fields is None:
         fields = inspection.text_config.object("quantization_config")

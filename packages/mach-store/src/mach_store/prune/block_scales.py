@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from mach.io.inspection import CheckpointInspection
-from mach.io.raw_form import FP8_BLOCK, FP8_SCALE_DTYPES
+from mach.io.raw_form import FP8_SCALE_DTYPES
 from mach.io.safetensors_header import TensorEntry
 from mach_store.errors import PruneError
 from mach_store.safetensors_writer import read_range
@@ -26,25 +25,6 @@ def scale_of(name: str, tensors: Mapping[str, TensorEntry]) -> str | None:
         if candidate != name and candidate in tensors:
             return candidate
     return None
-
-
-def block_size(inspection: CheckpointInspection) -> tuple[int, int]:
-    """Rows and columns that share a scale, as config.json's quantization_config says.
-
-    Raises:
-        ConfigError: it says something else than two positive numbers.
-        PruneError: it says more or fewer than two.
-    """
-    fields = inspection.config.object("quantization_config")
-    fields = fields or inspection.text_config.object("quantization_config")
-    sizes = None if fields is None else fields.integers("weight_block_size", 1, 1 << 16, 2)
-    if sizes is None:
-        return FP8_BLOCK
-    if len(sizes) != 2:
-        raise PruneError(
-            f"{inspection.config.path}: weight_block_size must hold two numbers, rows and columns"
-        )
-    return sizes[0], sizes[1]
 
 
 def require_blocks(name: str, entry: TensorEntry, scale: TensorEntry, block: tuple[int, int]) -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from mach.io.arch_adapter import MoeArchAdapter
 from mach.io.inspection import CheckpointInspection
+from mach.io.raw_experts import fp8_block
 from mach.io.safetensors_header import DTYPE_BITS, TensorEntry
 from mach_store.errors import PruneError
-from mach_store.prune.block_scales import FP8, block_size, require_blocks, scale_of, widened
+from mach_store.prune.block_scales import FP8, require_blocks, scale_of, widened
 from mach_store.prune.expert_axis import (
     ExpertAxisNames,
     kept_rows,
@@ -60,7 +61,7 @@ def other_tensors(inspection: CheckpointInspection, plan: KeepPlan) -> OtherTens
             loaded[name] = entry
     fp8 = {name: scale_of(name, loaded) for name, entry in loaded.items() if entry.dtype == FP8}
     axes = ExpertAxisNames(adapter)
-    block = block_size(inspection) if fp8 else (0, 0)
+    block = fp8_block(inspection) if fp8 else (0, 0)
     for name, entry in loaded.items():
         if name in fp8.values():
             continue

@@ -34,7 +34,9 @@ from mach_store.sidecar.atomic_directory import fsync_directory, install_directo
 
 Buffer = bytes | bytearray | memoryview
 PROGRESS_NAME = "progress.json"
-_WRITE_BYTES = 256 << 10
+_BUFFER_BYTES = 64 << 10
+# Some kernels take many times as long for a write of several megabytes, looking for memory in one piece.
+_WRITE_BYTES = 128 << 10
 _ALLOCATE_BYTES = 256 << 20
 _LAYER_FILE = re.compile(r"layer_\d+\.bin")
 
@@ -107,19 +109,22 @@ class SidecarWriter:
         padding = bytes(stride - schema.nbytes)
         checksums = []
         try:
-            with open(temporary, "wb", buffering=_WRITE_BYTES) as out:
+            with open(temporary, "wb", buffering=_BUFFER_BYTES) as out:
                 allocation = _Allocation(out.fileno())
                 for expert, record in enumerate(records):
                     crc = 0
                     allocation.reach((expert + 1) * stride)
                     for segment, data in zip(schema.segments, record, strict=True):
-                        if memoryview(data).nbytes != segment.nbytes:
+                        view = memoryview(data).cast("B")
+                        if view.nbytes != segment.nbytes:
                             raise SidecarExportError(
-                                f"layer {index}, expert {expert}: {segment.name} has "
-                                f"{memoryview(data).nbytes} bytes, not {segment.nbytes}"
+                                f"layer {index}, expert {expert}: {segment.name} has {view.nbytes} bytes, "
+                                f"not {segment.nbytes}"
                             )
-                        crc = zlib.crc32(data, crc)
-                        out.write(data)
+                        for start in range(0, segment.nbytes, _WRITE_BYTES):
+                            piece = view[start : start + _WRITE_BYTES]
+                            crc = zlib.crc32(piece, crc)
+                            out.write(piece)
                     out.write(padding)
                     checksums.append(crc)
                 out.flush()
