@@ -1,3 +1,5 @@
+import json
+import os
 import re
 import subprocess
 import sys
@@ -6,6 +8,8 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
+
+COMPATIBILITY = Path(__file__).parents[1] / "docs" / "compatibility.json"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,3 +49,46 @@ def served_pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 raise
     assert status == 0
     assert "Traceback" not in Path(log).read_text()
+
+
+class CompatibilityRecord:
+    """What the tests find of families, quantisations and modes: the data of docs/compatibility.md.
+
+    A test that has seen something work, or be refused, says so by calling this. Usually that is compared with
+    docs/compatibility.json; when tools/compatibility_page.py runs the tests, it is written there instead.
+    """
+
+    def __init__(self, recording: bool) -> None:
+        self._recording = recording
+        self._known = json.loads(COMPATIBILITY.read_text()) if COMPATIBILITY.exists() else {}
+        self._found: dict[str, dict[str, dict[str, str]]] = {}
+
+    def __call__(self, section: str, row: str, column: str, outcome: str) -> None:
+        """State one cell.
+
+        Args:
+            section: a table of the page; its heading stands in tools/compatibility_page.py.
+            row: of the table, e.g. `qwen3_moe, mxfp4`.
+            column: e.g. `stacked`.
+            outcome: what holds, never a measured figure: `= mlx-lm`, `refused: …`.
+        """
+        self._found.setdefault(section, {}).setdefault(row, {})[column] = outcome
+        if not self._recording:
+            known = self._known.get(section, {}).get(row, {}).get(column)
+            assert known == outcome, (
+                f"{section}: {row}: {column}: docs/compatibility.json says {known!r}, this run {outcome!r}: "
+                "run tools/compatibility_page.py"
+            )
+
+    def save(self) -> None:
+        """Replace every section that was found anew."""
+        if self._recording:
+            document = json.dumps(self._known | self._found, indent=1, ensure_ascii=False)
+            COMPATIBILITY.write_text(document + "\n")
+
+
+@pytest.fixture(scope="session")
+def compatibility() -> Iterator[CompatibilityRecord]:
+    record = CompatibilityRecord(recording=os.environ.get("MACH_RECORD_COMPATIBILITY") == "1")
+    yield record
+    record.save()

@@ -60,7 +60,8 @@ class Preparation:
         source = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else None
         self._template = TemplateOptions(source)
         self.texts = TokenTexts(tokenizer)
-        self.format = format_of(engine.loaded.inspection.adapter.model_type, source)
+        adapter = engine.loaded.adapter
+        self.format = format_of(None if adapter is None else adapter.model_type, source)
         # The first call may change a tokenizer's settings, which it refuses while another thread decodes.
         engine.encode("warm")
 

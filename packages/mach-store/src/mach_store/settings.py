@@ -24,6 +24,8 @@ class StoreSettings:
         transient_min_tokens: `LME_TRANSIENT_MIN_TOKENS`; from this many tokens on, a forward pass goes
             expert by expert through the scratch arena and leaves the bank's contents alone.
         scratch_experts: `LME_SCRATCH_EXPERTS`; experts that the scratch arena holds at once.
+        bf16_stacked_streaming: `LME_BF16_STACKED_STREAMING`; streaming keeps plain floats in the bank, read
+            from slices of stacked tensors.
     """
 
     use_gather_dispatch: bool = True
@@ -33,6 +35,7 @@ class StoreSettings:
     verify_reads: bool = True
     transient_min_tokens: int = 32
     scratch_experts: int = 16
+    bf16_stacked_streaming: bool = False
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StoreSettings:
@@ -55,6 +58,9 @@ class StoreSettings:
                 environment, "LME_TRANSIENT_MIN_TOKENS", default.transient_min_tokens, 2, 1 << 20
             ),
             scratch_experts=_integer(environment, "LME_SCRATCH_EXPERTS", default.scratch_experts, 1, 4096),
+            bf16_stacked_streaming=_flag(
+                environment, "LME_BF16_STACKED_STREAMING", default.bf16_stacked_streaming
+            ),
         )
 
 

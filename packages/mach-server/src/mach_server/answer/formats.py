@@ -91,16 +91,16 @@ class AnswerFormat:
         return Opening.CONTENT if tail.endswith(self.think.end) else Opening.EITHER
 
 
-def format_of(family: str, chat_template: str | None) -> AnswerFormat:
+def format_of(family: str | None, chat_template: str | None) -> AnswerFormat:
     """A model's format.
 
     Args:
-        family: the registry's key, e.g. `qwen3_moe`.
+        family: the registry's key, e.g. `qwen3_moe`; None where only mlx-lm knows the architecture.
         chat_template: the template's text, or None.
     """
     template = chat_template or ""
     found = (dialect for needle, dialect in _BY_TEMPLATE if needle in template)
-    dialect = next(found, _BY_FAMILY.get(family))
+    dialect = next(found, None if family is None else _BY_FAMILY.get(family))
     if dialect == "harmony":
         return AnswerFormat(dialect=dialect, think=None)
     if dialect == "gemma4":
