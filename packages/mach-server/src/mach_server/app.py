@@ -17,8 +17,10 @@ from mach_server.answer_endpoint import AnswerEndpoint, error_response
 from mach_server.count_endpoint import CountEndpoint
 from mach_server.endpoints import read_chat, read_completion, read_messages, read_response
 from mach_server.errors import BadRequestError, GenerationError
+from mach_server.expert_report import expert_report
 from mach_server.inference_service import InferenceService
 from mach_server.reports import cache_stats, capabilities, stats
+from mach_server.status_page import StatusPage
 
 
 def create_app(service: InferenceService) -> Starlette:
@@ -42,12 +44,16 @@ def create_app(service: InferenceService) -> Starlette:
     async def cache_report(request: Request) -> Response:
         return _json(cache_stats(service))
 
+    async def experts_report(request: Request) -> Response:
+        return _json(expert_report(service.thread.snapshot, running=service.thread.running is not None))
+
     async def capabilities_report(request: Request) -> Response:
         return _json(capabilities(facts))
 
     gate = RequestGate(service)
     app = Starlette(
         routes=[
+            Route("/", StatusPage.load().answer, methods=["GET"]),
             Route("/v1/models", models, methods=["GET"]),
             Route("/v1/chat/completions", AnswerEndpoint(service, read_chat), methods=["POST"]),
             Route("/v1/completions", AnswerEndpoint(service, read_completion), methods=["POST"]),
@@ -56,6 +62,7 @@ def create_app(service: InferenceService) -> Starlette:
             Route("/v1/messages/count_tokens", CountEndpoint(service), methods=["POST"]),
             Route("/v1/stats", stats_report, methods=["GET"]),
             Route("/v1/cache/stats", cache_report, methods=["GET"]),
+            Route("/v1/cache/experts", experts_report, methods=["GET"]),
             Route("/v1/capabilities", capabilities_report, methods=["GET"]),
         ],
         middleware=[Middleware(gate.around)],
