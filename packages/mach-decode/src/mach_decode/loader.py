@@ -18,6 +18,8 @@ from mach_decode.checkpoint_download import obtain_checkpoint
 from mach_decode.errors import DecodeError, ResidencyError, TokenizerError
 from mach_decode.kv_cache import KVCacheFactory
 from mach_store.bank_cache import BankCache
+from mach_store.cpu_kernels import open_kernels
+from mach_store.dense_kernels import use_dense_kernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.errors import MemoryBudgetError
 from mach_store.expert_arrays import slot_bytes
@@ -141,17 +143,23 @@ def load_streaming_or_stacked(
     settings = StoreSettings.from_environment()
     store, reader = _open_store(inspection, settings, expert_residency, expert_cache_gb)
     gather = settings.use_gather_dispatch
+    kernels = open_kernels(settings)
 
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:
             return GatherSwitchGLU(
-                store, layer, original.activation, transient_min_tokens=settings.transient_min_tokens
+                store,
+                layer,
+                original.activation,
+                transient_min_tokens=settings.transient_min_tokens,
+                kernels=kernels,
             )
         assert isinstance(store, BankCache)
         return DiskSwitchGLU(store, layer, original.activation)
 
     try:
         model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap)
+        use_dense_kernels(model, kernels)
         if isinstance(store, BankCache) and gather:
             store.prewarm()
     except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from mach.io.sidecar_layout import PROJECTIONS, RecordSchema
+from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
 from mach_store.scatter_reader import ScatterReader
 
@@ -49,15 +50,16 @@ class ExpertArrays:
         """Allocate; the pages are touched at once, so that a budget that does not fit fails here."""
         self.schema, self.slots = schema, slots
         self.packing = packing_of(schema)
-        self.components: dict[str, dict[str, mx.array]] = {}
+        components: dict[str, dict[str, mx.array]] = {}
         arrays, nbytes, widen = [], [], []
         for segment in schema.segments:
             wide = widens(segment.dtype, compute)
             array = mx.zeros((slots, *segment.shape), mx.float32 if wide else DTYPES[segment.dtype])
-            self.components.setdefault(segment.projection, {})[segment.component] = array
+            components.setdefault(segment.projection, {})[segment.component] = array
             arrays.append(array)
             nbytes.append(segment.nbytes)
             widen.append(wide)
         mx.eval(arrays)
+        self.components = ExpertTensors(components)
         self.nbytes = sum(array.nbytes for array in arrays)
         self.plan = reader.plan(arrays, nbytes, widen)

@@ -7,8 +7,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-import lme_cpu_experts
-from lme_cpu_experts import DenseProduct, ExpertProduct, exponential, kernel_sets, reference
+import lme_cpu_kernels
+from lme_cpu_kernels import DenseProduct, ExpertProduct, exponential, kernel_sets, reference
 
 PACKINGS = [
     *(("affine", bits, group) for bits in (4, 8) for group in (32, 64, 128)),
@@ -79,7 +79,7 @@ def unpacked(parts, packing):
 
 
 def product64(parts, packing, x, slots):
-    """x [n, k or 1, columns] and slots [n, k] → [n, k, rows], and the same with every term's size."""
+    """The products of x [n, k or 1, columns] with the slots [n, k]: [n, k, rows]."""
     weight = unpacked(parts, packing)[slots]
     y = np.einsum("nkrc,nkc->nkr", weight, np.broadcast_to(x, (*slots.shape, x.shape[-1])))
     if "bias" in parts:
@@ -404,7 +404,7 @@ def test_the_bytes_of_a_slot_are_those_of_its_weights_and_scales() -> None:
 
 
 def test_the_build_is_described() -> None:
-    info = lme_cpu_experts.build_info()
+    info = lme_cpu_kernels.build_info()
     assert set(info) == {"version", "compiler", "mlx", "kernels", "threads"}
     assert info["kernels"] == kernel_sets()[0]
     assert kernel_sets()[-1] == "scalar"

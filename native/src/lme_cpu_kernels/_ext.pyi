@@ -76,7 +76,7 @@ class ExpertProduct:
         kernels: str = "",
     ) -> None: ...
     def __call__(self, x: mx.array, slots: mx.array, scores: mx.array | None = None) -> mx.array:
-        """x [..., hidden] float32, slots [..., k] → [..., k, hidden] float32, lazily.
+        """The experts' results: x [..., hidden] float32, slots [..., k] → [..., k, hidden] float32, lazily.
 
         With `scores` [..., k] float32 the k results of a row are added up, weighted: [..., hidden].
 

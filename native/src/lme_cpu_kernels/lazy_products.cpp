@@ -114,7 +114,7 @@ class DensePrimitive : public CpuProduct {
  public:
   DensePrimitive(mx::Stream stream, std::shared_ptr<const DenseProduct::Held> held)
       : CpuProduct(stream), held_(std::move(held)) {}
-  const char* name() const override { return "lme_cpu_experts.DenseProduct"; }
+  const char* name() const override { return "lme_cpu_kernels.DenseProduct"; }
 
  private:
   void enqueue(mx::cpu::CommandEncoder& encoder, const std::vector<mx::array>& inputs, float* out) override {
@@ -135,7 +135,7 @@ class ExpertPrimitive : public CpuProduct {
  public:
   ExpertPrimitive(mx::Stream stream, std::shared_ptr<const ExpertProduct::Held> held)
       : CpuProduct(stream), held_(std::move(held)) {}
-  const char* name() const override { return "lme_cpu_experts.ExpertProduct"; }
+  const char* name() const override { return "lme_cpu_kernels.ExpertProduct"; }
 
  private:
   void enqueue(mx::cpu::CommandEncoder& encoder, const std::vector<mx::array>& inputs, float* out) override {
@@ -148,7 +148,7 @@ class ExpertPrimitive : public CpuProduct {
       for (size_t i = 0; i < ids.size(); ++i) {
         // An int32 below zero is a large uint32.
         if (ids[i] >= most) {
-          throw std::out_of_range("lme_cpu_experts: slots[" + std::to_string(i / slots.width()) + ", " +
+          throw std::out_of_range("lme_cpu_kernels: slots[" + std::to_string(i / slots.width()) + ", " +
                                   std::to_string(i % slots.width()) + "] is " +
                                   std::to_string(static_cast<int32_t>(ids[i])) + ", and there are " +
                                   std::to_string(most) + " slots");
