@@ -32,6 +32,15 @@ struct Activation {
   float limit;  // infinity: none
 };
 
+struct WeighTask {
+  const float* rows;  // [count, width], `stride` floats apart
+  size_t stride, count, width;
+  const float* const* weights;
+  const float* divisor;
+  float* const* out;
+  size_t tokens;
+};
+
 struct Kernels {
   const char* name;
   void (*multiply_rows)(const RowsTask& task);
@@ -39,6 +48,13 @@ struct Kernels {
   void (*activate)(const Activation& activation, float* gate, const float* up, size_t count);
   // to[i] += weight * from[i], fused
   void (*add_scaled)(float* to, const float* from, float weight, size_t count);
+  // out[i] = x[i] / sqrt(mean(x²) + eps) * weight[i]; without a weight, 1
+  void (*rms_norm)(const float* x, const float* weight, float eps, size_t count, float* out);
+  // scores[i] = e^(scores[i] - max) in place, max over them and `sink`; returns their sum with e^(sink - max).
+  // -infinity becomes 0. The room up to a multiple of 16 is filled with zeros.
+  float (*softmax)(float* scores, size_t count, float sink);
+  // out[t][i] = sum over j of weights[t][j] * rows[j][i] / divisor[t], for `count` rows of `width` floats
+  void (*weigh_rows)(const WeighTask& task);
   void (*exponential)(float* values, size_t count);  // for tests: e^x, ±1 ulp on [-87, 88], clamped outside
 };
 

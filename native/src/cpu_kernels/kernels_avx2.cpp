@@ -14,7 +14,16 @@ namespace {
 }  // namespace
 }  // namespace avx2
 
-const Kernels kAvx2Kernels{"avx2", avx2::multiply_rows, avx2::activate, avx2::add_scaled, avx2::exponentials};
+const Kernels kAvx2Kernels{
+    .name = "avx2",
+    .multiply_rows = avx2::multiply_rows,
+    .activate = avx2::activate,
+    .add_scaled = avx2::add_scaled,
+    .rms_norm = avx2::rms_norm,
+    .softmax = avx2::softmax,
+    .weigh_rows = avx2::weigh_rows,
+    .exponential = avx2::exponentials,
+};
 
 }  // namespace lme::cpu
 

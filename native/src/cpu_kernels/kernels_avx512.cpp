@@ -14,7 +14,16 @@ namespace {
 }  // namespace
 }  // namespace avx512
 
-const Kernels kAvx512Kernels{"avx512", avx512::multiply_rows, avx512::activate, avx512::add_scaled, avx512::exponentials};
+const Kernels kAvx512Kernels{
+    .name = "avx512",
+    .multiply_rows = avx512::multiply_rows,
+    .activate = avx512::activate,
+    .add_scaled = avx512::add_scaled,
+    .rms_norm = avx512::rms_norm,
+    .softmax = avx512::softmax,
+    .weigh_rows = avx512::weigh_rows,
+    .exponential = avx512::exponentials,
+};
 
 }  // namespace lme::cpu
 

@@ -14,7 +14,16 @@ namespace {
 }  // namespace
 }  // namespace neon
 
-const Kernels kNeonKernels{"neon", neon::multiply_rows, neon::activate, neon::add_scaled, neon::exponentials};
+const Kernels kNeonKernels{
+    .name = "neon",
+    .multiply_rows = neon::multiply_rows,
+    .activate = neon::activate,
+    .add_scaled = neon::add_scaled,
+    .rms_norm = neon::rms_norm,
+    .softmax = neon::softmax,
+    .weigh_rows = neon::weigh_rows,
+    .exponential = neon::exponentials,
+};
 
 }  // namespace lme::cpu
 

@@ -12,6 +12,15 @@ namespace {
 }  // namespace
 }  // namespace scalar
 
-const Kernels kScalarKernels{"scalar", scalar::multiply_rows, scalar::activate, scalar::add_scaled, scalar::exponentials};
+const Kernels kScalarKernels{
+    .name = "scalar",
+    .multiply_rows = scalar::multiply_rows,
+    .activate = scalar::activate,
+    .add_scaled = scalar::add_scaled,
+    .rms_norm = scalar::rms_norm,
+    .softmax = scalar::softmax,
+    .weigh_rows = scalar::weigh_rows,
+    .exponential = scalar::exponentials,
+};
 
 }  // namespace lme::cpu

@@ -56,6 +56,12 @@ inline __m256 add_to_exponent(__m256 a, __m256 n) {
 inline Lanes add_to_exponent(Lanes a, Lanes n) {
   return {add_to_exponent(a.low, n.low), add_to_exponent(a.high, n.high)};
 }
+inline __m256 zero_where_infinite(__m256 a, __m256 where) {
+  return _mm256_and_ps(a, _mm256_cmp_ps(where, _mm256_set1_ps(-__builtin_inff()), _CMP_NEQ_UQ));
+}
+inline Lanes zero_where_infinite(Lanes a, Lanes where) {
+  return {zero_where_infinite(a.low, where.low), zero_where_infinite(a.high, where.high)};
+}
 inline float sum(Lanes a) {
   const __m256 eight = _mm256_add_ps(a.low, a.high);
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

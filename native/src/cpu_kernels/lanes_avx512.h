@@ -44,6 +44,10 @@ inline Lanes add_to_exponent(Lanes a, Lanes n) {
   return {_mm512_castsi512_ps(
       _mm512_add_epi32(_mm512_castps_si512(a.v), _mm512_slli_epi32(_mm512_castps_si512(n.v), 23)))};
 }
+inline Lanes zero_where_infinite(Lanes a, Lanes where) {
+  const __mmask16 finite = _mm512_cmp_ps_mask(where.v, _mm512_set1_ps(-__builtin_inff()), _CMP_NEQ_UQ);
+  return {_mm512_maskz_mov_ps(finite, a.v)};
+}
 inline float sum(Lanes a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -66,6 +66,12 @@ inline Lanes add_to_exponent(Lanes a, Lanes n) {
         vaddq_u32(vreinterpretq_u32_f32(a.q[i]), vshlq_n_u32(vreinterpretq_u32_f32(n.q[i]), 23)));
   });
 }
+inline Lanes zero_where_infinite(Lanes a, Lanes where) {
+  return each([&](int i) {
+    const uint32x4_t infinite = vceqq_f32(where.q[i], vdupq_n_f32(-__builtin_inff()));
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a.q[i]), infinite));
+  });
+}
 inline float sum(Lanes a) {
   const float32x4_t four = vaddq_f32(vaddq_f32(a.q[0], a.q[2]), vaddq_f32(a.q[1], a.q[3]));
   const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));

@@ -67,6 +67,9 @@ inline Lanes add_to_exponent(Lanes a, Lanes n) {
     return from_bits(__builtin_bit_cast(uint32_t, a.v[i]) + (__builtin_bit_cast(uint32_t, n.v[i]) << 23));
   });
 }
+inline Lanes zero_where_infinite(Lanes a, Lanes where) {
+  return each([&](int i) { return where.v[i] == -__builtin_inff() ? 0.0f : a.v[i]; });
+}
 inline float sum(Lanes a) {
   for (int half = 8; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) a.v[i] += a.v[i + half];

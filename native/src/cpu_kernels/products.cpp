@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <vector>
 
+#include "aligned_floats.h"
 #include "crew.h"
 
 namespace lme::cpu {
@@ -29,22 +27,6 @@ size_t threads_for(size_t threads, size_t multiplications) {
   return std::clamp<size_t>(multiplications / kWorthSharing, 1, threads);
 }
 
-// Floats in whole cache lines.
-class Floats {
- public:
-  explicit Floats(size_t count) {
-    data_.reset(static_cast<float*>(std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64)));
-    if (data_ == nullptr) throw std::bad_alloc();
-  }
-  float* at(size_t i) const { return data_.get() + i; }
-
- private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
-};
-
 // Activations in a layout, row by row.
 class PackedRows {
  public:
@@ -59,7 +41,7 @@ class PackedRows {
 
  private:
   size_t stride_;
-  Floats floats_;
+  AlignedFloats floats_;
 };
 
 struct Group {
@@ -109,7 +91,7 @@ class ExpertProduct {
   void run() {
     const size_t most = std::max(kGroupRoutes, kWaveBytes / (hidden_stride_ * sizeof(float)));
     const std::span<const Group> groups(routing_.groups);
-    const Floats hidden(std::min(most, routing_.order.size()) * hidden_stride_);
+    const AlignedFloats hidden(std::min(most, routing_.order.size()) * hidden_stride_);
     for (size_t first = 0; first < groups.size();) {
       size_t last = first, routes = 0;
       while (last < groups.size() && routes + groups[last].count <= most) routes += groups[last++].count;
@@ -122,7 +104,7 @@ class ExpertProduct {
   using Rows = std::array<const float*, kGroupRoutes>;
   using Outs = std::array<float*, kGroupRoutes>;
 
-  void wave(std::span<const Group> groups, const Floats& hidden) {
+  void wave(std::span<const Group> groups, const AlignedFloats& hidden) {
     Crew& crew = Crew::of_this_process();
     const size_t wide = chunks_of(experts_.gate.rows), narrow = chunks_of(experts_.down.rows);
     const size_t first = groups.front().first;
@@ -132,7 +114,7 @@ class ExpertProduct {
              [&](size_t item) { down(groups[item / narrow], item % narrow * kRowChunk, first, hidden); });
   }
 
-  void gate_and_up(const Group& group, size_t row, size_t first, const Floats& hidden) const {
+  void gate_and_up(const Group& group, size_t row, size_t first, const AlignedFloats& hidden) const {
     alignas(64) float gate[kGroupRoutes * kRowChunk], up[kGroupRoutes * kRowChunk];
     const size_t rows = std::min(kRowChunk, experts_.gate.rows - row);
     const PackedRows& up_rows = up_x_.empty() ? gate_x_ : up_x_.front();
@@ -155,7 +137,7 @@ class ExpertProduct {
     }
   }
 
-  void down(const Group& group, size_t row, size_t first, const Floats& hidden) const {
+  void down(const Group& group, size_t row, size_t first, const AlignedFloats& hidden) const {
     Rows x;
     Outs out;
     for (size_t i = 0; i < group.count; ++i) {
@@ -204,7 +186,7 @@ void multiply(const ExpertCall& call) {
   if (call.slots.empty()) return;
   if (call.scores == nullptr) return ExpertProduct(call, call.out).run();
   const size_t width = call.experts->down.rows, k = call.slots.size() / call.x.size();
-  const Floats routes(call.slots.size() * width);
+  const AlignedFloats routes(call.slots.size() * width);
   ExpertProduct(call, routes.at(0)).run();
   Crew::of_this_process().run(
       call.x.size(), threads_for(call.threads, call.slots.size() * width), [&](size_t token) {

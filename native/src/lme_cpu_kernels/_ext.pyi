@@ -112,3 +112,65 @@ def build_info() -> dict[str, str]:
 
     Keys: "version", "compiler", "mlx" (the version built against), "kernels", "threads".
     """
+
+class RmsNorm:
+    """x / sqrt(mean(x²) + eps) · weight over the last extent, as `mx.fast.rms_norm`.
+
+    `weight` [width] is float32, evaluated, or None for 1. See `DenseProduct` for the rest.
+
+    Raises:
+        ValueError: `weight` has another dtype or shape; `eps` is negative.
+    """
+
+    def __init__(
+        self, weight: mx.array | None, eps: float, *, threads: int = 0, kernels: str = ""
+    ) -> None: ...
+    def __call__(self, x: mx.array) -> mx.array:
+        """[..., width] float32 → the same shape, lazily.
+
+        Raises:
+            ValueError: `x` has another dtype or width.
+        """
+
+class Rotary:
+    """Rotary position embedding (Su et al., arXiv:2104.09864) of the first `dims` elements of each row.
+
+    As `mx.fast.rope` without `freqs`: pair i turns by position · `scale` · `base` ** (-2i / `dims`). Pairs
+    are elements i and i + dims / 2, or with `traditional` 2i and 2i + 1.
+
+    Raises:
+        ValueError: `dims` is odd or below 2; `base` is not above 0.
+    """
+
+    def __init__(
+        self, dims: int, traditional: bool, base: float, scale: float, *, threads: int = 0
+    ) -> None: ...
+    def __call__(self, x: mx.array, offset: int) -> mx.array:
+        """[..., length, width] float32 → the same shape; the first row is at position `offset`.
+
+        Raises:
+            ValueError: `x` has another dtype, or rows shorter than `dims`.
+        """
+
+def attention(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    *,
+    scale: float,
+    mask: mx.array | str | None = None,
+    sinks: mx.array | None = None,
+    threads: int = 0,
+    kernels: str = "",
+) -> mx.array:
+    """softmax(scale · q · kᵀ + mask) · v, as `mx.fast.scaled_dot_product_attention`, lazily.
+
+    q [batch, heads, queries, width], k and v [batch, key heads, keys, …], float32; heads are a multiple of
+    key heads. `mask` is "causal" (the last query sees every key), or an array that broadcasts to [batch,
+    heads, queries, keys]: bool, or float32 that is added. `sinks` [heads] are scores without a value. A query
+    that sees nothing gives zeros. Keys that are hidden change no bit of a result.
+
+    Raises:
+        TypeError: `mask` is none of these.
+        ValueError: a dtype or shape is not as described.
+    """

@@ -1,119 +1,21 @@
 #include "lazy_products.h"
 
-#include <sstream>
 #include <stdexcept>
 #include <utility>
 #include <vector>
 
-#include "crew.h"
-#include "mlx/backend/cpu/encoder.h"
-#include "mlx/primitives.h"
+#include "lazy_operation.h"
 
 namespace mx = mlx::core;
 
 namespace lme {
 namespace {
 
-const cpu::Kernels* kernels_named(const std::string& name) {
-  const auto sets = cpu::kernel_sets();
-  if (name.empty()) return &sets.front();
-  for (const cpu::Kernels& kernels : sets) {
-    if (name == kernels.name) return &kernels;
-  }
-  throw std::invalid_argument("this CPU has no kernels named " + name);
-}
 
-size_t checked_threads(int threads) {
-  if (threads < 0 || threads > static_cast<int>(cpu::Crew::kMostThreads)) {
-    throw std::invalid_argument("threads is " + std::to_string(threads) + ": it must be 0 (every CPU) to " +
-                                std::to_string(cpu::Crew::kMostThreads));
-  }
-  return threads == 0 ? std::min(cpu::available_threads(), cpu::Crew::kMostThreads)
-                      : static_cast<size_t>(threads);
-}
-
-mx::Stream cpu_stream() { return mx::default_stream(mx::Device(mx::Device::cpu)); }
-
-// A matrix of any strides as rows; only rows whose elements do not follow each other are copied.
-template <typename T>
-class StridedRows {
- public:
-  explicit StridedRows(const mx::array& a)
-      : data_(a.data<T>()), shape_(a.shape()), strides_(a.strides()), contiguous_(a.flags().row_contiguous) {}
-
-  size_t width() const { return static_cast<size_t>(shape_.back()); }
-  size_t count() const {
-    size_t rows = 1;
-    for (size_t d = 0; d + 1 < shape_.size(); ++d) rows *= static_cast<size_t>(shape_[d]);
-    return rows;
-  }
-
-  // Addresses of the rows. What had to be copied is in `copy`.
-  std::vector<const T*> rows(std::vector<T>& copy) const {
-    std::vector<const T*> result(count());
-    for (size_t r = 0; r < result.size(); ++r) result[r] = data_ + offset(r);
-    const int64_t step = strides_.back();
-    if (contiguous_ || step == 1 || width() == 1) return result;
-    copy.resize(result.size() * width());
-    for (size_t r = 0; r < result.size(); ++r) {
-      for (size_t i = 0; i < width(); ++i) copy[r * width() + i] = result[r][static_cast<int64_t>(i) * step];
-      result[r] = copy.data() + r * width();
-    }
-    return result;
-  }
-
-  std::vector<T> values() const {
-    std::vector<T> copy, result;
-    result.reserve(count() * width());
-    for (const T* row : rows(copy)) result.insert(result.end(), row, row + width());
-    return result;
-  }
-
- private:
-  int64_t offset(size_t row) const {
-    if (contiguous_) return static_cast<int64_t>(row * width());
-    int64_t at = 0;
-    for (size_t d = shape_.size() - 1; d-- > 0;) {
-      const auto extent = static_cast<size_t>(shape_[d]);
-      at += static_cast<int64_t>(row % extent) * strides_[d];
-      row /= extent;
-    }
-    return at;
-  }
-
-  const T* data_;
-  mx::Shape shape_;
-  mx::Strides strides_;
-  bool contiguous_;
-};
-
-// What the two have in common: an output that the stream's thread fills.
-class CpuProduct : public mx::Primitive {
- public:
-  using mx::Primitive::Primitive;
-
-  void eval_cpu(const std::vector<mx::array>& inputs, std::vector<mx::array>& outputs) override {
-    mx::array& out = outputs[0];
-    out.set_data(mx::allocator::malloc(out.nbytes()));
-    if (out.size() == 0) return;
-    auto& encoder = mx::cpu::get_command_encoder(stream());
-    for (const mx::array& input : inputs) encoder.set_input_array(input);
-    encoder.set_output_array(out);
-    enqueue(encoder, inputs, out.data<float>());
-  }
-  void eval_gpu(const std::vector<mx::array>&, std::vector<mx::array>&) override {
-    throw std::runtime_error(std::string(name()) + " runs on the CPU only");
-  }
-
- private:
-  // MLX keeps the inputs' and the output's memory until the task is done; the weights it does not know of.
-  virtual void enqueue(mx::cpu::CommandEncoder& encoder, const std::vector<mx::array>& inputs, float* out) = 0;
-};
-
-class DensePrimitive : public CpuProduct {
+class DensePrimitive : public LazyOperation {
  public:
   DensePrimitive(mx::Stream stream, std::shared_ptr<const DenseProduct::Held> held)
-      : CpuProduct(stream), held_(std::move(held)) {}
+      : LazyOperation(stream), held_(std::move(held)) {}
   const char* name() const override { return "lme_cpu_kernels.DenseProduct"; }
 
  private:
@@ -131,10 +33,10 @@ class DensePrimitive : public CpuProduct {
   std::shared_ptr<const DenseProduct::Held> held_;
 };
 
-class ExpertPrimitive : public CpuProduct {
+class ExpertPrimitive : public LazyOperation {
  public:
   ExpertPrimitive(mx::Stream stream, std::shared_ptr<const ExpertProduct::Held> held)
-      : CpuProduct(stream), held_(std::move(held)) {}
+      : LazyOperation(stream), held_(std::move(held)) {}
   const char* name() const override { return "lme_cpu_kernels.ExpertProduct"; }
 
  private:
@@ -168,13 +70,6 @@ class ExpertPrimitive : public CpuProduct {
 
   std::shared_ptr<const ExpertProduct::Held> held_;
 };
-
-template <typename... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
 
 void check_activations(const mx::array& x, size_t columns) {
   if (x.dtype() != mx::float32) refuse("x is ", x.dtype(), ", not float32");

@@ -15,6 +15,7 @@
 #include "crew.h"
 #include "kernels.h"
 #include "lazy_products.h"
+#include "lazy_row_operations.h"
 
 namespace nb = nanobind;
 namespace mx = mlx::core;
@@ -81,6 +82,16 @@ lme::cpu::Activation activation_of(const std::string& name, std::optional<float>
     throw nb::value_error("limit must be above 0 and alpha finite");
   }
   return activation;
+}
+
+mx::array attention(const mx::array& q, const mx::array& k, const mx::array& v, float scale, const nb::object& mask,
+                    const std::optional<mx::array>& sinks, int threads, const std::string& kernels) {
+  if (mask.is_none()) return lme::attention(q, k, v, scale, "", std::nullopt, sinks, threads, kernels);
+  if (nb::isinstance<mx::array>(mask)) {
+    return lme::attention(q, k, v, scale, "", nb::cast<mx::array>(mask), sinks, threads, kernels);
+  }
+  if (!nb::isinstance<nb::str>(mask)) throw nb::type_error("mask must be None, \"causal\" or an mlx.core.array");
+  return lme::attention(q, k, v, scale, nb::cast<std::string>(mask), std::nullopt, sinks, threads, kernels);
 }
 
 std::vector<float> exponential(std::vector<float> values, const std::string& kernels) {
@@ -160,6 +171,19 @@ NB_MODULE(_ext, m) {
       .def_prop_ro("threads", &lme::ExpertProduct::threads)
       .def_prop_ro("kernels", &lme::ExpertProduct::kernels);
 
+  nb::class_<lme::RmsNorm>(m, "RmsNorm")
+      .def(nb::init<std::optional<mx::array>, float, int, const std::string&>(), nb::arg("weight").none(),
+           nb::arg("eps"), nb::kw_only(), nb::arg("threads") = 0, nb::arg("kernels") = "")
+      .def("__call__", &lme::RmsNorm::operator(), nb::arg("x"));
+
+  nb::class_<lme::Rotary>(m, "Rotary")
+      .def(nb::init<int, bool, double, float, int>(), nb::arg("dims"), nb::arg("traditional"), nb::arg("base"),
+           nb::arg("scale"), nb::kw_only(), nb::arg("threads") = 0)
+      .def("__call__", &lme::Rotary::operator(), nb::arg("x"), nb::arg("offset"));
+
+  m.def("attention", &attention, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::kw_only(), nb::arg("scale"),
+        nb::arg("mask") = nb::none(), nb::arg("sinks") = nb::none(), nb::arg("threads") = 0,
+        nb::arg("kernels") = "");
   m.def("exponential", &exponential, nb::arg("values"), nb::arg("kernels"));
   m.def("kernel_sets", &kernel_sets);
   m.def("build_info", &build_info);

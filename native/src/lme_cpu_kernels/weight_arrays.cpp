@@ -1,7 +1,6 @@
 #include "weight_arrays.h"
 
-#include <sstream>
-#include <stdexcept>
+#include "lazy_operation.h"
 
 namespace mx = mlx::core;
 
@@ -10,13 +9,6 @@ namespace {
 
 using cpu::Packing;
 using cpu::ScaleType;
-
-template <typename... Parts>
-[[noreturn]] void refuse(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::invalid_argument(message.str());
-}
 
 const uint8_t* bytes_of(const mx::array& array, const std::string& name) {
   // Not evaluated here: a lazy array may belong to a stream of another thread.

@@ -47,7 +47,8 @@ def test_replaced_layers_compute_the_same_within_rounding_and_keep_their_paramet
         assert set(after) == set(before)
         assert all((np.array(after[name]) == before[name]).all() for name in before)
         for mine, theirs in zip(ours(ids), stock(ids), strict=True):
-            assert mx.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+            # Stock operations unpack mxfp4 to bfloat16.
+            assert mx.allclose(mine, theirs, rtol=1e-4, atol=2e-2 if mode == "mxfp4" else 1e-5)
 
 
 def test_what_the_kernels_cannot_take_stays_and_is_reported() -> None:

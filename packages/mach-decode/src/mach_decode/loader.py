@@ -28,6 +28,7 @@ from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.machine_memory import available_bytes
 from mach_store.model_builder import build_model, compute_dtype
 from mach_store.resident_cache import ResidentStackedExpertCache
+from mach_store.row_kernels import use_row_kernels
 from mach_store.scatter_reader import ScatterReader, open_reader
 from mach_store.settings import StoreSettings
 from mach_store.sidecar.sidecar_source import SidecarSource
@@ -160,6 +161,7 @@ def load_streaming_or_stacked(
     try:
         model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap)
         use_dense_kernels(model, kernels)
+        use_row_kernels(model, kernels)
         if isinstance(store, BankCache) and gather:
             store.prewarm()
     except BaseException:

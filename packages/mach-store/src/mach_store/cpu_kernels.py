@@ -38,15 +38,30 @@ class CpuKernels:
 
     def expert_product(self, *arguments: Any, **options: Any) -> Callable[..., mx.array]:
         """`lme_cpu_kernels.ExpertProduct` with this one's threads."""
-        product: Callable[..., mx.array] = self._module.ExpertProduct(
+        return self._make("ExpertProduct", *arguments, **options)
+
+    def dense_product(self, *arguments: Any) -> Callable[..., mx.array]:
+        """`lme_cpu_kernels.DenseProduct` with this one's threads."""
+        return self._make("DenseProduct", *arguments)
+
+    def rms_norm(self, *arguments: Any) -> Callable[..., mx.array]:
+        """`lme_cpu_kernels.RmsNorm` with this one's threads."""
+        return self._make("RmsNorm", *arguments)
+
+    def rotary(self, *arguments: Any) -> Callable[..., mx.array]:
+        """`lme_cpu_kernels.Rotary` with this one's threads."""
+        return self._make("Rotary", *arguments)
+
+    def attention(self, *arguments: Any, **options: Any) -> mx.array:
+        """`lme_cpu_kernels.attention` with this one's threads."""
+        result: mx.array = self._module.attention(*arguments, threads=self.threads, **options)
+        return result
+
+    def _make(self, name: str, *arguments: Any, **options: Any) -> Callable[..., mx.array]:
+        made: Callable[..., mx.array] = getattr(self._module, name)(
             *arguments, threads=self.threads, **options
         )
-        return product
-
-    def dense_product(self, *arguments: Any) -> Callable[[mx.array], mx.array]:
-        """`lme_cpu_kernels.DenseProduct` with this one's threads."""
-        product: Callable[[mx.array], mx.array] = self._module.DenseProduct(*arguments, threads=self.threads)
-        return product
+        return made
 
     def as_dict(self) -> dict[str, Any]:
         """For reports: name, threads, and the reason where stock operations compute."""
