@@ -87,7 +87,7 @@ def use_row_kernels(model: nn.Module, kernels: CpuKernels) -> None:
 
 
 def _with_attention(kind: type, attend: Callable[..., mx.array]) -> type:
-    """`kind`, or if its `__call__` uses mlx-lm's attention, a subclass that finds `attend` under that name."""
+    """`kind`, or where its `__call__` uses mlx-lm's attention, a subclass that finds `attend` instead."""
     call = kind.__call__
     if not isinstance(call, FunctionType) or _ATTENTION not in call.__code__.co_names:
         return kind
