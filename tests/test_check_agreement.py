@@ -10,17 +10,19 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mach.errors import MachError
-from mach.io.arch_registry import adapter_for
+from mach.io.arch_registry import REGISTRY, adapter_for
 from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
 from mach.preflight.check_report import CheckOptions, check_report
+from mach.preflight.kv_cache_bytes import kv_cache_bytes
 from mach.settings import CoreSettings
 from mach_decode.loader import load_streaming_or_stacked
 from mach_server import serve_command
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
+from mach_store.model_builder import family_classes
 from mach_store.sidecar.export import export_sidecar
 from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
 
@@ -33,7 +35,9 @@ NOT_SERVED = {
     "prefix_kv_reuse": ["--prefix-cache"],
 }
 """Paths that this version does not have → how a user would ask mach-serve for them."""
-FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4")
+FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4")
+SLICED_ALONE = ("deepseek_v4",)
+"""Families that load from the engine layout and no other."""
 PACKINGS = {
     "bf16": None,
     "affine 4-bit": {"mode": "affine", "bits": 4, "group_size": 64},
@@ -98,7 +102,7 @@ def test_check_agrees_with_loading(family: str, packing: str, tmp_path: Path) ->
     assert (report["layout"]["kind"], report["supported"]) == ("sliced", True)
     write_stacked_checkpoint(sliced, stacked)
     report = agree(stacked, tmp_path)
-    assert (report["layout"]["kind"], report["supported"]) == ("stacked", True)
+    assert (report["layout"]["kind"], report["supported"]) == ("stacked", family not in SLICED_ALONE)
     agree(stacked, tmp_path, budget=1e-9)
     agree(sliced, tmp_path, budget=1e5)
     layer = next((sliced / "expert_sidecar").glob("layer_*.bin"))
@@ -117,19 +121,25 @@ def raw_checkpoint(directory: Path, config: dict, fused: bool) -> None:
     shape = adapter.moe_shape(fields)
     hidden, width = shape.hidden_size, shape.expert_width
     others = model_tensors(adapter.model_type, fields, adapter.text_config(fields), shape)
-    tensors = {name: mx.zeros(extents, mx.bfloat16) for name, extents in others}
+    tensors = {
+        name: mx.zeros(extents, mx.int64 if name.endswith("tid2eid") else mx.bfloat16)
+        for name, extents in others
+    }
     extents = {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
+    forms = {form.layout: form for form in reversed(adapter.names.raw)}
     for layer in shape.moe_layers:
         if fused:
-            block = adapter.names.fused[0].format(layer=layer)
+            block = forms["fused"].blocks[0].format(layer=layer)
             both = (shape.num_experts, 2 * width, hidden)
             tensors[f"{block}.gate_up_proj"] = mx.zeros(both, mx.bfloat16)
             tensors[f"{block}.down_proj"] = mx.zeros((shape.num_experts, hidden, width), mx.bfloat16)
             continue
         for expert in range(shape.num_experts):
-            path = adapter.names.per_expert[0].format(layer=layer, expert=expert)
-            for raw, projection in adapter.names.raw_projections:
-                tensors[f"{path}.{raw}.weight"] = mx.zeros(extents[projection], mx.bfloat16)
+            path = forms["per_expert"].blocks[0].format(layer=layer, expert=expert)
+            for projection in forms["per_expert"].projections:
+                tensors[f"{path}.{projection.name}.weight"] = mx.zeros(
+                    extents[projection.holds[0]], mx.bfloat16
+                )
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config))
     mx.save_safetensors(str(directory / "model.safetensors"), tensors)
@@ -147,7 +157,7 @@ def test_check_agrees_with_loading_raw_checkpoints(family: str, fused: bool, tmp
     streaming = next(row for row in report["paths"] if row["path"] == "expert_streaming")
     if not fused and family == "gpt_oss":  # whose experts have biases
         assert streaming["status"] == "blocked"
-        with pytest.raises(SidecarExportError, match="biases"):
+        with pytest.raises(SidecarExportError, match="has no bias"):
             export_sidecar(tmp_path / "raw", tmp_path / "raw" / "expert_sidecar", bits=4)
     elif not fused:
         assert streaming["status"] == "needs_artifact"
@@ -155,15 +165,35 @@ def test_check_agrees_with_loading_raw_checkpoints(family: str, fused: bool, tmp
         assert agree(tmp_path / "raw", tmp_path)["supported"], "an exported sidecar makes it servable"
 
 
-def test_check_agrees_with_loading_deepseek_v4_which_this_version_does_not_have(tmp_path: Path) -> None:
-    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+def test_check_agrees_with_loading_deepseek_v4_in_its_published_names(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "deepseek_v4.json").read_text())
     raw_checkpoint(tmp_path / "raw", config, fused=False)
-    experts = config.pop("num_experts")
-    config |= {"model_type": "deepseek_v4", "n_routed_experts": experts, "qk_rope_head_dim": 16}
-    (tmp_path / "raw" / "config.json").write_text(json.dumps(config))
-    report = agree(tmp_path / "raw", tmp_path)
-    assert not report["supported"]
-    assert "no model for deepseek_v4" in report["paths"][0]["reason"]
+    path = str(tmp_path / "raw" / "model.safetensors")
+    renamed = {"self_attn.q_a_proj": "attn.wq_a", "lm_head": "head", "model.layers": "layers"}
+    tensors = {"mtp.0.norm.weight": mx.zeros((128,)), "mtp.0.ffn.experts.0.w1.weight": mx.zeros((64, 128))}
+    for name, array in mx.load(path).items():
+        for own, published in renamed.items():
+            name = name.replace(own, published)
+        tensors[name] = array
+    mx.eval(tensors)
+    mx.save_safetensors(path, tensors)
+    export_sidecar(tmp_path / "raw", tmp_path / "raw" / "expert_sidecar", bits=4)
+    assert agree(tmp_path / "raw", tmp_path)["supported"]
+    tensors["layers.0.attn.wq_a.scale"] = mx.zeros((1, 1))
+    mx.save_safetensors(path, tensors)
+    assert not agree(tmp_path / "raw", tmp_path)["supported"], "float8 blocks have to be unpacked before"
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 15, 16, 17, 127, 128, 300])
+def test_the_compressed_cache_is_as_large_as_check_says(tokens: int) -> None:
+    config = json.loads((CONFIGS / "deepseek_v4.json").read_text())
+    adapter = REGISTRY["deepseek_v4"]
+    module = import_module(adapter.implementation)
+    model = module.Model(module.ModelArgs.from_dict(config))
+    cache = model.make_cache()
+    model(mx.zeros((1, tokens), mx.int32), cache=cache)
+    said = kv_cache_bytes(adapter, ConfigFields(config, "config.json"), tokens, 4)
+    assert said.total == sum(layer.nbytes for layer in cache)
 
 
 def change_config(directory: Path, **changes: object) -> None:
@@ -178,12 +208,12 @@ def change_config(directory: Path, **changes: object) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def change_tensors(directory: Path, lost: str = "", **added: mx.array) -> None:
-    """Drop the tensors with `lost` in their names, add others."""
+def change_tensors(directory: Path, *lost: str, **added: mx.array) -> None:
+    """Drop the tensors with one of `lost` in their names, add others."""
     path = str(directory / "model.safetensors")
     tensors = dict(mx.load(path))
     mx.eval(list(tensors.values()))
-    kept = {name: array for name, array in tensors.items() if not lost or lost not in name}
+    kept = {name: array for name, array in tensors.items() if not any(part in name for part in lost)}
     assert not lost or len(kept) < len(tensors)
     mx.save_safetensors(path, kept | added)
 
@@ -204,8 +234,8 @@ ODDITIES = {
     "no vocabulary": lambda d: change_config(d, vocab_size=None),
     "another vocabulary": lambda d: change_config(d, vocab_size=512),
     "more heads": lambda d: change_config(d, num_attention_heads=8),
-    "no attention": lambda d: change_tensors(d, "self_attn.q_proj"),
-    "no scales": lambda d: change_tensors(d, "self_attn.q_proj.scales"),
+    "no attention": lambda d: change_tensors(d, "self_attn.q_"),
+    "no scales": lambda d: change_tensors(d, "q_proj.scales", "q_a_proj.scales"),
     "no norm": lambda d: change_tensors(d, "model.norm"),
     "a tensor too many": lambda d: change_tensors(d, surplus=mx.zeros((2,))),
     "weights of another name": lambda d: (d / "model.safetensors").rename(d / "weights.safetensors"),
@@ -230,18 +260,72 @@ def test_check_agrees_with_loading_odd_checkpoints(family: str, oddity: str, tmp
             assert not any(outcomes(directory).values())
 
 
-@pytest.mark.parametrize(
-    "name", ["num_experts", "head_dim", "rope_theta", "norm_topk_prob", "decoder_sparse_step"]
-)
+@pytest.mark.parametrize("name", ["rope_theta", "norm_topk_prob", "decoder_sparse_step", "rms_norm_eps"])
 def test_check_asks_for_the_fields_that_loading_needs(name: str, tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
     directory = tmp_path / "checkpoint"
     write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
-    changes = {"num_local_experts": 8} if name == "num_experts" else {}
-    change_config(directory, **{name: None}, **changes)
+    change_config(directory, **{name: None})
     with pytest.raises(MachError, match=f"config.json: {name} is missing"):
         check(directory, tmp_path)
     assert not any(outcomes(directory).values())
+
+
+def test_check_and_loading_understand_the_spelling_of_transformers_5(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+    directory = tmp_path / "checkpoint"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    rope = {"rope_type": "default", "rope_theta": config["rope_theta"]}
+    removed = dict.fromkeys(("num_experts", "head_dim", "rope_theta"))
+    change_config(directory, num_local_experts=config["num_experts"], rope_parameters=rope, **removed)
+    assert agree(directory, tmp_path)["supported"]
+
+
+UNSUPPORTED = {
+    "qwen3_moe": [
+        {"attention_bias": True},
+        {"hidden_act": "gelu"},
+        {"use_sliding_window": True},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
+        {"partial_rotary_factor": 0.5},
+    ],
+    "qwen3_5_moe": [
+        {"hidden_act": "gelu"},
+        {"layer_types": ["full_attention"] * 4},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 2.0}},
+    ],
+    "gpt_oss": [
+        {"attention_bias": False},
+        {"swiglu_limit": 10.0},
+        {"swiglu_alpha": 1.0},
+        {"tie_word_embeddings": True},
+        {"layer_types": ["full_attention"] * 2},
+    ],
+    "gemma4": [
+        {"attention_bias": True},
+        {"hidden_activation": "silu"},
+        {"use_bidirectional_attention": "all"},
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+                "full_attention": {"rope_type": "proportional", "rope_theta": 1e6},
+            }
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize(("family", "changes"), [(f, c) for f, found in UNSUPPORTED.items() for c in found])
+def test_check_and_loading_refuse_what_would_be_computed_otherwise(
+    family: str, changes: dict, tmp_path: Path
+) -> None:
+    config = json.loads((CONFIGS / f"{family}.json").read_text())
+    directory = tmp_path / "checkpoint"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    change_config(directory, **changes)
+    report = agree(directory, tmp_path)
+    assert not report["supported"]
+    assert min(changes) in report["paths"][0]["reason"]
 
 
 VARIANTS = {
@@ -250,6 +334,8 @@ VARIANTS = {
         {},
         {"tie_word_embeddings": True, "attention_bias": True},
         {"full_attention_interval": 2, "linear_num_value_heads": 8, "head_dim": 64},
+        {"layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"]},
+        {"full_attention_interval": 1, "layer_types": ["full_attention"] * 3 + ["linear_attention"]},
     ],
     "gpt_oss": [{}, {"num_key_value_heads": 1}],
     "gemma4": [
@@ -257,6 +343,16 @@ VARIANTS = {
         {"tie_word_embeddings": False, "attention_k_eq_v": False, "num_global_key_value_heads": None},
         {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16},
         {"layer_types": None, "global_head_dim": None},
+        {"per_layer_config": {"1": {"head_dim": 16}, "3": {"head_dim": 16}}, "attention_k_eq_v": False},
+    ],
+    "deepseek_v4": [
+        {},
+        {"tie_word_embeddings": True, "num_hash_layers": 0, "o_groups": 4, "hc_mult": 2},
+        {
+            "compress_ratios": None,
+            "layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"] * 2,
+            "compress_rates": {"compressed_sparse_attention": 8, "heavily_compressed_attention": 16},
+        },
     ],
 }
 
@@ -269,8 +365,8 @@ def test_the_tables_of_tensors_are_the_models(family: str, changes: dict, tmp_pa
     adapter = adapter_for(config)
     text, shape = adapter.text_config(config), adapter.moe_shape(config)
     wanted = dict(model_tensors(family, config, text, shape))
-    module = import_module(adapter.implementation)
-    model = module.Model(module.ModelArgs.from_dict(json.loads((tmp_path / "config.json").read_text())))
+    base, arguments, values = family_classes(adapter, config)
+    model = base(arguments.from_dict(values))
     names = ExpertTensorNames(adapter)
     parameters = tree_flatten(model.parameters())
     assert wanted == {name: array.shape for name, array in parameters if names.place(name) is None}

@@ -17,7 +17,7 @@ PAGES = [
 ]
 
 PUBLIC = {
-    "mach": ["REGISTRY", "detect_arch", "load", "load_moe"],
+    "mach": ["REGISTRY", "detect_arch", "load", "load_moe", "load_v4_flash"],
     "mach.io.arch_registry": [
         "REGISTRY",
         "MoeArchAdapter",
@@ -33,6 +33,7 @@ PUBLIC = {
     "mach.models.qwen3_5_moe": ["Model", "ModelArgs"],
     "mach.models.gpt_oss": ["Model", "ModelArgs"],
     "mach.models.gemma4": ["Model", "ModelArgs"],
+    "mach.models.deepseek_v4": ["Model", "ModelArgs"],
     "lme_mlx_pread_ext": ["ChecksumError", "ReadError", "ScatterPlan", "crc32"],
 }
 

@@ -12,7 +12,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from mach_store.engine_checkpoint import write_engine_checkpoint
+from mach_store.prune.output_directory import MARKER
+from mach_store.prune.pruner import prune_checkpoint
 
 TARGET = Path(__file__).resolve().parents[2] / "packages" / "mach-pico" / "src" / "mach_pico" / "checkpoint"
 ALIGNMENT = 4096
@@ -24,6 +25,7 @@ if __name__ == "__main__":
     parser.add_argument("checkpoint", type=Path, help="the stacked 4-bit checkpoint")
     source = parser.parse_args().checkpoint
     shutil.rmtree(TARGET, ignore_errors=True)
-    write_engine_checkpoint(source, TARGET, alignment=ALIGNMENT)
-    (TARGET / "README.md").unlink(missing_ok=True)
+    prune_checkpoint(source, TARGET, alignment=ALIGNMENT)
+    for name in ("README.md", MARKER):  # a data package is never pruned over
+        (TARGET / name).unlink(missing_ok=True)
     print(f"{TARGET}: {sum(p.stat().st_size for p in TARGET.rglob('*') if p.is_file()):,} bytes")

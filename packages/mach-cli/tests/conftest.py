@@ -27,3 +27,13 @@ def stacked(sliced: Path) -> Path:
     directory = sliced.parent / "stacked"
     write_stacked_checkpoint(sliced, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def plain(sliced: Path) -> Path:
+    """Without quantisation, and without a tokenizer."""
+    config = qwen3_moe_config(context=128)
+    del config["quantization"]
+    directory = sliced.parent / "plain"
+    write_synthetic_checkpoint(directory, config, seed=3)
+    return directory

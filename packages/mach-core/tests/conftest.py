@@ -73,6 +73,7 @@ QWEN3_5_MOE = {
         "linear_value_head_dim": 32,
         "linear_conv_kernel_dim": 4,
         "full_attention_interval": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 64,
@@ -188,9 +189,7 @@ def per_expert_tensors(config: dict) -> dict:
 
 
 def other_tensors(config: dict) -> dict:
-    """Everything but routed experts, in bf16; a token amount for deepseek_v4, which has no model yet."""
-    if config["model_type"] == "deepseek_v4":
-        return {"model.embed_tokens.weight": ("BF16", (256, 128)), "model.norm.weight": ("BF16", (128,))}
+    """Everything but routed experts, in bf16."""
     fields = ConfigFields(config, "config.json")
     adapter = adapter_for(fields)
     text = adapter.text_config(fields)

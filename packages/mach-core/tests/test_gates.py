@@ -71,14 +71,24 @@ def test_what_the_engine_lacks_is_blocked_for_every_checkpoint(
                 assert verdict.status in ("blocked", "n/a"), (model_type, path)
 
 
-def test_deepseek_v4_cannot_be_loaded_in_any_residency(
+def test_deepseek_v4_needs_the_engine_layout(
     families: dict[str, dict], make_checkpoint: Callable[..., Path], stacked: Callable[..., dict]
 ) -> None:
     config = families["deepseek_v4"]
     found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
     verdicts = judge_paths(found.adapter, found)
     assert [verdicts[path].status for path in PATHS[:3]] == ["blocked"] * 3
-    assert "no model for deepseek_v4 yet" in verdicts["openai_http"].reason
+    assert "cannot load a stacked layout" in verdicts["resident_stacked"].reason
+
+
+def test_an_architecture_without_a_model_cannot_be_loaded_in_any_residency(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], stacked: Callable[..., dict]
+) -> None:
+    config = families["qwen3_moe"]
+    found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
+    verdicts = judge_paths(found.adapter._replace(implementation=None), found)
+    assert [verdicts[path].status for path in PATHS[:3]] == ["blocked"] * 3
+    assert "no model for qwen3_moe yet" in verdicts["openai_http"].reason
 
 
 def test_plain_raw_experts_need_a_sidecar_and_packed_ones_a_conversion(

@@ -53,8 +53,18 @@ def test_layers_that_share_their_keys_have_no_cache(families: dict[str, dict]) -
 
 def test_compressed_caches_keep_a_row_per_ratio(families: dict[str, dict]) -> None:
     parts = kv_of(families["deepseek_v4"], 1024).parts
-    assert parts["compressed rows"] == (256 + 8 + 256) * 64 * 2
+    assert parts["compressed rows"] == (256 + 64 + 256) * 64 * 2  # 8 entries of ratio 128 take a step of 64
     assert parts["indexer keys"] == (256 + 256) * 32 * 2
+    assert parts["sliding window"] == 4 * 15 * 64 * 2  # the token itself comes with the pass
+
+
+def test_compressed_caches_keep_the_tokens_of_open_groups(families: dict[str, dict]) -> None:
+    # Two layers of ratio 4, each with two compressors: keys and gates of the last group, one series of two.
+    closed = 2 * 2 * 4 * (64 + 32) * 2
+    assert kv_of(families["deepseek_v4"], 1024).parts["open groups"] == closed
+    waiting = 2 * 2 * 2 * 3 * (64 + 32) * 2 + 2 * 3 * 64 * 2  # three tokens, two series; in ratio 128, one
+    assert kv_of(families["deepseek_v4"], 1027).parts["open groups"] == closed + waiting
+    assert kv_of(families["deepseek_v4"], 3).parts["open groups"] == waiting
 
 
 def test_the_context_is_asked_for_or_the_models_up_to_8192(families: dict[str, dict]) -> None:

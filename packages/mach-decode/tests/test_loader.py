@@ -8,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mach.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownArchitectureError
+from mach.io.arch_registry import REGISTRY
 from mach.io.sidecar_layout import SidecarLayoutError
 from mach_decode import loader
 from mach_decode.engine import EngineConfig
@@ -132,11 +133,16 @@ def test_a_config_that_contradicts_the_weights_is_refused(sliced, copy_checkpoin
     assert open_experts() == before
 
 
-def test_a_known_architecture_without_a_model_is_refused(sliced, copy_checkpoint, refused) -> None:
+def test_a_known_architecture_without_a_model_is_refused(sliced, refused, monkeypatch) -> None:
+    monkeypatch.setitem(REGISTRY, "qwen3_moe", REGISTRY["qwen3_moe"]._replace(implementation=None))
+    refused(StoreError, "qwen3_moe: this version of mach has no model", str(sliced))
+
+
+def test_a_checkpoint_that_only_says_it_is_deepseek_v4_is_refused(sliced, copy_checkpoint, refused) -> None:
     directory = copy_checkpoint(sliced)
     change_config(directory, model_type="deepseek_v4", n_routed_experts=8)
     change_layout(directory, lambda document: document.update(model_type="deepseek_v4"))
-    refused(StoreError, "deepseek_v4: this version of mach has no model", str(directory))
+    refused(ConfigError, "compress_ratios is missing", str(directory))
 
 
 def test_a_missing_or_broken_tokenizer_is_refused(sliced, copy_checkpoint, refused) -> None:

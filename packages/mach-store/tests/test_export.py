@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pytest
 from mach.errors import CheckpointError
 from mach.io.sidecar_layout import Quantization, read_layout
 from mach_store.errors import SidecarExportError
-from mach_store.sidecar import expert_records
+from mach_store.sidecar import sidecar_writer
 from mach_store.sidecar.export import export_sidecar
+from mach_store.sidecar.raw_records import RawRecords
 from mach_store.sidecar.verification import verify_sidecar
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -166,7 +168,7 @@ def test_an_expert_of_another_shape_or_dtype_is_refused_and_nothing_is_left_unde
     name = "model.layers.1.mlp.experts.6.up_proj.weight"
     tensors[name] = tensors[name].astype(mx.float16)
     directory = write_checkpoint(config(quantization="none"), tensors)
-    with pytest.raises(SidecarExportError, match="layer 1, expert 6, up_proj is F16 .*unlike expert 0"):
+    with pytest.raises(SidecarExportError, match="layer 1, expert 6: .*up_proj.weight is F16, not BF16"):
         export_sidecar(directory, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -203,14 +205,57 @@ def test_an_interrupted_export_with_the_same_source_reads_only_the_rest(raw, tmp
     with pytest.raises(KeyboardInterrupt):
         export_sidecar(directory, tmp_path / "out", progress=interrupted)
     asked: list[int] = []
-    records = expert_records.PerExpertRecords.records
+    records = RawRecords.records
     monkeypatch.setattr(
-        expert_records.PerExpertRecords,
+        RawRecords,
         "records",
         lambda self, layer: (asked.append(layer), records(self, layer))[1],
     )
     export_sidecar(directory, tmp_path / "out")
     assert asked == [1]
+
+
+class FullDisk(io.BufferedWriter):
+    """A file on a disk with room for `room` bytes in all."""
+
+    room = 0
+
+    def write(self, data) -> int:
+        type(self).room -= memoryview(data).nbytes
+        if self.room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.raw.name))
+        return super().write(data)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.6, 0.99])
+def test_a_full_disk_leaves_the_layers_that_are_done_and_a_rerun_does_the_rest(
+    raw, tmp_path, monkeypatch, share
+) -> None:
+    directory, _ = raw()
+    whole = export_sidecar(directory, tmp_path / "whole")
+
+    def full_disk_open(path, mode, **_):
+        if mode == "wb" and str(path).endswith(".bin.tmp"):
+            return FullDisk(io.FileIO(path, mode))
+        return open(path, mode)
+
+    FullDisk.room = int(share * sum(layer.file_bytes for layer in whole.layers))
+    asked: list[int] = []
+    records = RawRecords.records
+    with monkeypatch.context() as patch:
+        patch.setattr(sidecar_writer, "open", full_disk_open, raising=False)
+        with pytest.raises(SidecarExportError, match=f"{os.strerror(errno.ENOSPC)}; the layers done so far"):
+            export_sidecar(directory, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == ["out.partial", "whole"]
+    done = [name for name in os.listdir(tmp_path / "out.partial") if name.endswith(".bin")]
+    assert len(done) == int(share * 2)
+    assert not [name for name in os.listdir(tmp_path / "out.partial") if name.endswith(".tmp")]
+    monkeypatch.setattr(
+        RawRecords, "records", lambda self, layer: (asked.append(layer), records(self, layer))[1]
+    )
+    assert export_sidecar(directory, tmp_path / "out") == whole
+    assert asked == [0, 1][len(done) :]
+    assert verify_sidecar(str(tmp_path / "out")) == []
 
 
 def test_a_file_size_limit_leaves_a_clear_error_and_nothing_under_the_final_name(raw, tmp_path) -> None:

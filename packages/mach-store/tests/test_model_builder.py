@@ -28,6 +28,17 @@ def test_weights_are_float32_on_the_cpu(checkpoints) -> None:
     assert model.model.norm.weight.dtype == mx.float32
 
 
+@pytest.mark.parametrize("quantization", ["affine", "mxfp4", "none"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4"])
+def test_activations_begin_in_float32_on_the_cpu(checkpoints, family, quantization) -> None:
+    directory = checkpoints.engine(family, quantization)
+    layers = range(4 if family == "qwen3_5_moe" else 2)
+    model, _ = build_model(directory, REGISTRY[family], layers, lambda _layer, _original: Nothing())
+    embedding = getattr(model, "language_model", model).model.embed_tokens
+    assert embedding(mx.array([[1, 2]])).dtype == mx.float32
+    assert embedding.as_linear(mx.ones((1, 64))).shape == (1, 96)
+
+
 def test_a_missing_weight_is_an_error_that_names_the_directory_and_the_tensor(
     checkpoints, copy_checkpoint
 ) -> None:
@@ -51,8 +62,9 @@ def test_a_checkpoint_without_weights_is_an_error(checkpoints, copy_checkpoint) 
 
 
 def test_a_family_without_a_model_is_refused(checkpoints) -> None:
-    with pytest.raises(StoreError, match="deepseek_v4: this version of mach has no model"):
-        build_model(checkpoints.engine(), REGISTRY["deepseek_v4"], (0,), lambda _layer, _original: Nothing())
+    adapter = REGISTRY["qwen3_moe"]._replace(implementation=None)
+    with pytest.raises(StoreError, match="qwen3_moe: this version of mach has no model"):
+        build_model(checkpoints.engine(), adapter, (0,), lambda _layer, _original: Nothing())
 
 
 def test_experts_that_are_not_where_the_registry_says_are_an_error() -> None:

@@ -1,11 +1,18 @@
 import os
+import zlib
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from mach.io.safetensors_header import read_headers
-from mach_store.safetensors_writer import OutputTensor, copy_of, write_safetensors
+from mach_store.safetensors_writer import (
+    OutputTensor,
+    WrittenFile,
+    copy_file,
+    copy_of,
+    write_safetensors,
+)
 
 
 def tensor(name: str, data: bytes, *, nbytes: int | None = None) -> OutputTensor:
@@ -34,6 +41,16 @@ def test_a_copied_tensor_keeps_its_bytes_dtype_and_shape(tmp_path) -> None:
     assert list(copied) == ["renamed"]
     assert copied["renamed"].dtype == mx.bfloat16
     assert mx.array_equal(copied["renamed"], array)
+
+
+def test_the_sum_of_what_was_written_is_the_files(tmp_path) -> None:
+    path = tmp_path / "model.safetensors"
+    written = write_safetensors(str(path), [tensor("a", b"hello")], {"note": "x"})
+    assert written == WrittenFile(nbytes=path.stat().st_size, crc32=zlib.crc32(path.read_bytes()))
+    assert mx.load(str(path), return_metadata=True)[1] == {"format": "mlx", "note": "x"}
+    assert copy_file(str(path), str(tmp_path / "copy")) == written
+    assert (tmp_path / "copy").read_bytes() == path.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["copy", "model.safetensors"]
 
 
 @pytest.mark.parametrize("announced", [4, 6])

@@ -162,6 +162,14 @@ def test_a_lock_left_by_a_killed_export_does_not_block_the_next(tmp_path, schema
     assert os.listdir(tmp_path) == ["sidecar"]
 
 
+def test_large_records_have_the_checksums_of_small_ones(tmp_path, schema) -> None:
+    large = schema(1024, 256, packed=False)
+    output = tmp_path / "sidecar"
+    write(output, large, layers=(0,))
+    for expert, record in enumerate(records_of(large, 0)):
+        assert read_layout(output).layers[0].checksums[expert] == zlib.crc32(b"".join(record))
+
+
 def test_a_segment_of_the_wrong_size_is_refused(tmp_path, schema) -> None:
     records = records_of(schema(), 0)
     records[1][2] += b"x"
@@ -227,6 +235,31 @@ def test_a_full_disk_is_a_clear_error_and_the_finished_layers_are_kept(
     write(output, schema(), fingerprint="g")
     assert verify_sidecar(str(output)) == []
     assert read_layout(output).layers[0].schema == schema()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells which file is synced")
+def test_a_layer_counts_once_it_is_on_the_disk_and_not_before(tmp_path, schema, monkeypatch) -> None:
+    output = tmp_path / "sidecar"
+    real = os.fsync
+
+    def failing(fd: int) -> None:
+        if "layer_01" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with writer_for(output) as writer:
+        writer.write_layer(0, schema(), records_of(schema(), 0))
+        writer.write_layer(1, schema(), records_of(schema(), 1))
+        with pytest.raises(SidecarExportError, match="Input/output error.*goes on from them"):
+            writer.finish()
+        assert writer.done == {0}
+    assert not output.exists()
+    monkeypatch.undo()
+    with writer_for(output) as writer:
+        assert writer.done == {0}
+    write(output, schema())
+    assert verify_sidecar(str(output)) == []
 
 
 def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path) -> None:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from mach.io.arch_registry import REGISTRY
 from mach.io.inspection import inspect_checkpoint
 from mach_store.errors import StoreError
 from mach_store.sidecar.verification import verify_sidecar
@@ -27,7 +28,7 @@ def test_it_is_a_whole_sliced_checkpoint(config, tmp_path) -> None:
     assert json.loads((tmp_path / "a" / "config.json").read_text())["model_type"] == "gpt_oss"
 
 
-def test_a_family_without_a_model_is_refused(tmp_path) -> None:
-    fields = {"model_type": "deepseek_v4", "hidden_size": 64, "num_hidden_layers": 1}
+def test_a_family_without_a_model_is_refused(config, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(REGISTRY, "qwen3_moe", REGISTRY["qwen3_moe"]._replace(implementation=None))
     with pytest.raises(StoreError, match="no model for this family yet"):
-        write_synthetic_checkpoint(tmp_path / "a", fields)
+        write_synthetic_checkpoint(tmp_path / "a", config())

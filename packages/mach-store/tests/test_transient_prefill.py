@@ -5,7 +5,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mach_store.gather_switch_glu import GatherSwitchGLU
 
-FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4")
+FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4")
 TOKENS = np.random.default_rng(3).integers(0, 96, 80).tolist()
 
 

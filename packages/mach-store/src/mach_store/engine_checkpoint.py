@@ -1,53 +1,24 @@
-"""Owns the two ways between checkpoint layouts: stacked → engine (sliced), and engine → stacked."""
+"""Owns the way back from the engine layout to the stacked one; `mach_store.prune` owns the way there."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from mach.errors import UnsupportedLayoutError
+from mach.io.config_file import CONFIG_NAME
 from mach.io.inspection import CheckpointInspection, ExpertTensorNames, inspect_checkpoint
-from mach.io.sidecar_layout import DEFAULT_ALIGNMENT, DIRECTORY, LayerFile, Segment, read_layout
+from mach.io.sidecar_layout import LayerFile, Segment, read_layout
 from mach_store.errors import SidecarCorruptionError
-from mach_store.safetensors_writer import OutputTensor, copy_of, write_safetensors
-from mach_store.sidecar.export import Progress, export_sidecar
+from mach_store.prune.output_directory import MARKER
+from mach_store.prune.source_files import small_files
+from mach_store.safetensors_writer import OutputTensor, copy_file, copy_of, write_safetensors
 from mach_store.sidecar.verification import verify_sidecar
 from mach_store.stacked_source import DTYPE_NAMES
 
 WEIGHTS_NAME = "model.safetensors"
 _SAFETENSORS_NAMES = {long: short for short, long in DTYPE_NAMES.items()}
-
-
-def write_engine_checkpoint(
-    source: Path,
-    output: Path,
-    *,
-    bits: int | None = None,
-    alignment: int = DEFAULT_ALIGNMENT,
-    progress: Progress | None = None,
-) -> None:
-    """Slice a stacked or per-expert checkpoint into the engine layout, keeping every expert.
-
-    Non-expert tensors are copied byte for byte into one file, experts go into `expert_sidecar/`, and the
-    other small files (config, tokenizer, templates) are copied.
-
-    Args:
-        source: the checkpoint to slice.
-        output: the directory to make; files in it are replaced.
-        bits: as `export_sidecar`'s.
-        alignment: as `export_sidecar`'s.
-        progress: as `export_sidecar`'s.
-
-    Raises:
-        CheckpointError, SidecarExportError: as `export_sidecar`.
-        OSError: the disk refuses.
-    """
-    inspection = inspect_checkpoint(source)
-    output.mkdir(parents=True, exist_ok=True)
-    export_sidecar(source, output / DIRECTORY, bits=bits, alignment=alignment, progress=progress)
-    _write_others(inspection, output)
 
 
 def write_stacked_checkpoint(source: Path, output: Path) -> None:
@@ -57,6 +28,7 @@ def write_stacked_checkpoint(source: Path, output: Path) -> None:
         CheckpointError: the source is malformed.
         UnsupportedLayoutError: the source has no sidecar.
         SidecarCorruptionError: a record of it is not what was written.
+        PruneError: a file beside the weights is larger than any that belongs there.
         OSError: the disk refuses.
     """
     inspection = inspect_checkpoint(source)
@@ -105,6 +77,6 @@ def _write_others(inspection: CheckpointInspection, output: Path) -> None:
     names = ExpertTensorNames(inspection.adapter)
     kept = [copy_of(name, e) for name, e in inspection.tensors.items() if names.place(name) is None]
     write_safetensors(str(output / WEIGHTS_NAME), kept)
-    for path in sorted(Path(inspection.directory).iterdir()):
-        if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
-            shutil.copyfile(path, output / path.name)
+    for name in (CONFIG_NAME, *small_files(inspection.directory, MARKER)):
+        (output / name).parent.mkdir(exist_ok=True)
+        copy_file(os.path.join(inspection.directory, name), str(output / name))

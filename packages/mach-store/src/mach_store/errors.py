@@ -4,6 +4,8 @@ MachError (mach.errors)
 └── StoreError
     ├── SidecarCorruptionError   bytes on disk contradict their checksum or end early
     ├── SidecarExportError       a sidecar cannot be made from this checkpoint
+    ├── PruneError               a pruned checkpoint cannot be made
+    │   └── PlanError            a keep list is malformed, or does not fit the checkpoint
     ├── ExpertReadError          the operating system refused a read
     ├── MemoryBudgetError        a budget is too small, or does not fit into the machine
     ├── NativeReaderMissingError the native extension cannot be imported and no fallback is allowed
@@ -36,6 +38,23 @@ class SidecarCorruptionError(StoreError):
 
 class SidecarExportError(StoreError):
     """A sidecar cannot be made from this checkpoint; the message names the tensor or file."""
+
+
+class PruneError(StoreError):
+    """A pruned checkpoint cannot be made from this source, or not there; nothing is under the final name."""
+
+
+class PlanError(PruneError):
+    """A plan of experts to keep is malformed, or does not fit the checkpoint.
+
+    Attributes:
+        path: the plan's file.
+        line: the line at fault, from 1; 0 where no single line is.
+    """
+
+    def __init__(self, message: str, *, path: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.path, self.line = path, line
 
 
 class ExpertReadError(StoreError):

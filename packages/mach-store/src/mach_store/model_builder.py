@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,8 +14,11 @@ from mlx_lm.utils import load_model
 
 from mach.errors import MachError
 from mach.io.arch_adapter import MoeArchAdapter
+from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames
+from mach.io.model_tensors import model_config, unsupported_value
 from mach_store.errors import StoreError
+from mach_store.model_repairs import repair_model, repair_weights, widen_embeddings
 
 SwitchFactory = Callable[[int, nn.Module], nn.Module]
 """(layer, the module to replace) → the module that takes its place."""
@@ -50,27 +54,28 @@ def build_model(
         StoreError: the model has no routed experts where the registry says they are, this version has no
             module for the family, or mlx-lm refuses the weights (missing or unexpected tensors).
     """
-    if adapter.implementation is None:
-        raise StoreError(f"{adapter.model_type}: this version of mach has no model for this family yet")
-    module = import_module(adapter.implementation)
-    base: Any = module.Model
     experts = ExpertTensorNames(adapter)
+    given = read_config(directory)
+    base: Any
+    base, arguments, wanted = family_classes(adapter, given)
 
-    def classes(config: dict[str, Any]) -> tuple[type[nn.Module], Any]:
+    class Swapped(base):
+        def __init__(self, args: Any) -> None:
+            super().__init__(args)
+            swap_switch_mlp(self, adapter, moe_layers, factory)
 
-        class Swapped(base):
-            def __init__(self, args: Any) -> None:
-                super().__init__(args)
-                swap_switch_mlp(self, adapter, moe_layers, factory)
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            return cast(
+                dict[str, mx.array],
+                super().sanitize({name: a for name, a in weights.items() if experts.place(name) is None}),
+            )
 
-            def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-                kept = {name: array for name, array in weights.items() if experts.place(name) is None}
-                return super().sanitize(kept) if hasattr(base, "sanitize") else kept
-
-        return Swapped, module.ModelArgs
-
+    # What mlx-lm read itself, like end tokens from generation_config.json, stays.
+    changed = {name: v for name, v in wanted.items() if given.values.get(name, ...) != v}
     try:
-        model, config = load_model(directory, lazy=True, get_model_classes=classes)
+        model, config = load_model(
+            directory, lazy=True, model_config=changed, get_model_classes=lambda config: (Swapped, arguments)
+        )
     except MachError:
         raise
     except FileNotFoundError as error:
@@ -82,8 +87,41 @@ def build_model(
         raise StoreError(f"{directory}: the weights or config.json do not fit the model: {reason}") from error
     if compute_dtype() == mx.float32:
         model.set_dtype(mx.float32)
+        widen_embeddings(model)
     mx.eval(model.parameters())
     return model, config
+
+
+def family_classes(adapter: MoeArchAdapter, config: ConfigFields) -> tuple[Any, Any, dict[str, Any]]:
+    """The classes that make a family's model, and the normalised config to make it from.
+
+    Returns:
+        The model's class, mlx-lm's with its faults repaired; the class of its arguments; the config for
+        `from_dict` of the latter.
+
+    Raises:
+        StoreError: this version has no module for the family, or does not compute what the config asks for.
+        ConfigError: a field that the model needs is missing or impossible.
+    """
+    if adapter.implementation is None:
+        raise StoreError(f"{adapter.model_type}: this version of mach has no model for this family yet")
+    module = import_module(adapter.implementation)
+    base: Any = module.Model
+    normalised = model_config(adapter.model_type, config, adapter.text_config(config))
+    if problem := unsupported_value(adapter.model_type, normalised):
+        raise StoreError(problem)
+
+    class Model(base):
+        def __init__(self, args: Any) -> None:
+            super().__init__(args)
+            repair_model(adapter.model_type, self, normalised.values, compute_dtype())
+
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            weights = repair_weights(adapter.model_type, weights, normalised.values)
+            return super().sanitize(weights) if hasattr(base, "sanitize") else weights
+
+    # mlx-lm's arguments change the dictionaries that they are made from.
+    return Model, module.ModelArgs, deepcopy(normalised.values)
 
 
 def swap_switch_mlp(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,7 @@ from mlx.utils import tree_flatten
 from mach.io.arch_registry import adapter_for
 from mach.io.config_file import read_config
 from mach.io.sidecar_layout import DEFAULT_ALIGNMENT, DIRECTORY, PROJECTIONS, Quantization, build_schema
-from mach_store.errors import StoreError
-from mach_store.model_builder import swap_switch_mlp
+from mach_store.model_builder import family_classes, swap_switch_mlp
 from mach_store.sidecar.sidecar_writer import SidecarWriter
 
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -95,16 +93,14 @@ def write_synthetic_checkpoint(
                 shutil.copyfile(tokenizer_from / name, output / name)
     fields = read_config(output)
     adapter = adapter_for(fields)
-    if adapter.implementation is None:
-        raise StoreError(f"{adapter.model_type}: this version of mach has no model for this family yet")
+    base, arguments, wanted = family_classes(adapter, fields)
     shape = adapter.moe_shape(fields)
     given = config.get("quantization")
     q = None
     if given is not None:
         q = Quantization(mode=given.get("mode", "affine"), bits=given["bits"], group_size=given["group_size"])
-    module = import_module(adapter.implementation)
     mx.random.seed(seed)
-    model = module.Model(module.ModelArgs.from_dict(dict(config)))
+    model = base(arguments.from_dict(wanted))
     swap_switch_mlp(model, adapter, shape.moe_layers, lambda _layer, _old: nn.Identity())
     model.set_dtype(mx.bfloat16)
     if q is not None:

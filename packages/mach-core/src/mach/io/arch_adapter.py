@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mach.io.config_file import ConfigFields
+from mach.io.raw_form import RawForm
 
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65536
@@ -16,26 +17,20 @@ MAX_WIDTH = 1 << 20
 
 
 class ExpertNames(NamedTuple):
-    """Where a family keeps its routed experts, as templates over `{layer}` and `{expert}`.
+    """How a family names its tensors: routed experts in MLX and raw forms, and everything else.
 
     Attributes:
-        switch_block: MLX module path of one layer's expert block; its children are gate_proj, up_proj and
-            down_proj, whose parameters are weight, scales, biases and bias.
+        switch_block: MLX module path of one layer's expert block, a template over `{layer}`; its children are
+            gate_proj, up_proj and down_proj, whose parameters are weight, scales, biases and bias.
         switch_block_aliases: other spellings of that path in files, which mlx-lm renames on loading.
-        per_expert: module paths of one expert in raw checkpoints with a tensor per expert.
-        fused: paths of the block that holds gate_up_proj and down_proj in raw fused checkpoints.
-        raw_projections: (name in `per_expert` checkpoints, name in MLX) for the three projections.
+        raw: the forms of published checkpoints, the likelier first.
+        others: templates of all other parameters, in raw and MLX spelling; see `family_names`.
     """
 
     switch_block: str
     switch_block_aliases: tuple[str, ...]
-    per_expert: tuple[str, ...]
-    fused: tuple[str, ...]
-    raw_projections: tuple[tuple[str, str], ...] = (
-        ("gate_proj", "gate_proj"),
-        ("up_proj", "up_proj"),
-        ("down_proj", "down_proj"),
-    )
+    raw: tuple[RawForm, ...]
+    others: tuple[str, ...]
 
 
 class ShapeFields(NamedTuple):

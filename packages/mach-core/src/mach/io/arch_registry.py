@@ -10,6 +10,7 @@ import os
 from typing import Any
 
 from mach.errors import UnknownArchitectureError
+from mach.io import family_names
 from mach.io.arch_adapter import ExpertNames, MoeArchAdapter, ShapeFields
 from mach.io.config_file import ConfigFields, read_config
 
@@ -33,7 +34,7 @@ REGISTRY: dict[str, MoeArchAdapter] = {
             has_expert_bias=False,
             text_config_wrapped=False,
             text_config_optional=False,
-            implementation=None,
+            implementation="mach_store.deepseek_v4",
             default_mode="affine",
             default_bits=4,
             default_group_size=64,
@@ -46,24 +47,11 @@ REGISTRY: dict[str, MoeArchAdapter] = {
                     "model.layers.{layer}.mlp.experts.switch_mlp",
                     "model.layers.{layer}.ffn.switch_mlp",
                 ),
-                per_expert=(
-                    "layers.{layer}.ffn.experts.{expert}",
-                    "model.layers.{layer}.ffn.experts.{expert}",
-                    "model.layers.{layer}.mlp.experts.{expert}",
-                ),
-                fused=("model.layers.{layer}.mlp.experts",),
-                raw_projections=(
-                    ("w1", "gate_proj"),
-                    ("w3", "up_proj"),
-                    ("w2", "down_proj"),
-                    ("gate_proj", "gate_proj"),
-                    ("up_proj", "up_proj"),
-                    ("down_proj", "down_proj"),
-                ),
+                raw=family_names.DEEPSEEK_V4_RAW,
+                others=family_names.DEEPSEEK_V4_OTHERS,
             ),
-            shape_fields=ShapeFields(
-                experts=("n_routed_experts", "num_local_experts"), first_dense="first_k_dense_replace"
-            ),
+            # No layer is dense: an ancestor's first_k_dense_replace, in some configs, means nothing.
+            shape_fields=ShapeFields(experts=("n_routed_experts", "num_local_experts")),
             unused_prefixes=("mtp.",),
         ),
         MoeArchAdapter(
@@ -86,16 +74,8 @@ REGISTRY: dict[str, MoeArchAdapter] = {
                     "model.layers.{layer}.mlp.switch_mlp",
                     "model.language_model.layers.{layer}.mlp.switch_mlp",
                 ),
-                per_expert=(
-                    "model.language_model.layers.{layer}.mlp.experts.{expert}",
-                    "language_model.model.layers.{layer}.mlp.experts.{expert}",
-                    "model.layers.{layer}.mlp.experts.{expert}",
-                ),
-                fused=(
-                    "model.language_model.layers.{layer}.mlp.experts",
-                    "language_model.model.layers.{layer}.mlp.experts",
-                    "model.layers.{layer}.mlp.experts",
-                ),
+                raw=family_names.QWEN3_5_MOE_RAW,
+                others=family_names.QWEN3_5_MOE_OTHERS,
             ),
             shape_fields=ShapeFields(),
             unused_prefixes=("mtp.", "language_model.mtp.", "vision_tower", "visual."),
@@ -117,8 +97,8 @@ REGISTRY: dict[str, MoeArchAdapter] = {
             names=ExpertNames(
                 switch_block="model.layers.{layer}.mlp.switch_mlp",
                 switch_block_aliases=(),
-                per_expert=("model.layers.{layer}.mlp.experts.{expert}",),
-                fused=("model.layers.{layer}.mlp.experts",),
+                raw=family_names.QWEN3_MOE_RAW,
+                others=family_names.QWEN3_MOE_OTHERS,
             ),
             shape_fields=ShapeFields(
                 experts=("num_experts", "num_local_experts"),
@@ -143,8 +123,8 @@ REGISTRY: dict[str, MoeArchAdapter] = {
             names=ExpertNames(
                 switch_block="model.layers.{layer}.mlp.experts",
                 switch_block_aliases=(),
-                per_expert=("model.layers.{layer}.mlp.experts.{expert}",),
-                fused=("model.layers.{layer}.mlp.experts",),
+                raw=family_names.GPT_OSS_RAW,
+                others=family_names.GPT_OSS_OTHERS,
             ),
             shape_fields=ShapeFields(
                 experts=("num_local_experts", "num_experts"),
@@ -169,11 +149,8 @@ REGISTRY: dict[str, MoeArchAdapter] = {
             names=ExpertNames(
                 switch_block="language_model.model.layers.{layer}.experts.switch_glu",
                 switch_block_aliases=("model.language_model.layers.{layer}.experts.switch_glu",),
-                per_expert=("model.language_model.layers.{layer}.experts.{expert}",),
-                fused=(
-                    "model.language_model.layers.{layer}.experts",
-                    "language_model.model.layers.{layer}.experts",
-                ),
+                raw=family_names.GEMMA4_RAW,
+                others=family_names.GEMMA4_OTHERS,
             ),
             shape_fields=ShapeFields(
                 top_k=("top_k_experts", "num_experts_per_tok"), enabled="enable_moe_block"

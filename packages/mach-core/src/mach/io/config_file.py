@@ -122,6 +122,19 @@ class ConfigFields:
             raise self.error(name, f"is {shown}, outside {low} to {high}")
         return value
 
+    def number(self, name: str, *, low: float, high: float, default: float | None = None) -> float:
+        """A finite number in [low, high]; `default` if the field is absent: without one that is an error."""
+        value = self.values.get(name)
+        if value is None:
+            if default is not None:
+                return default
+            raise self.error(name, f"is missing; expected a number from {low:g} to {high:g}")
+        if type(value) not in (int, float):
+            raise self.error(name, f"is a JSON {_kind(value)}, expected a number")
+        if not low <= value <= high:  # before converting: a huge integer has no float
+            raise self.error(name, f"is outside {low:g} to {high:g}")
+        return float(value)
+
     def boolean(self, name: str, default: bool) -> bool:
         """A boolean; `default` if the field is absent."""
         value = self.values.get(name)

@@ -7,7 +7,6 @@ this machine can do. The sidecar's content is `sidecar_layout`'s business: here 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from mach.errors import HeaderError, UnsupportedLayoutError
 from mach.io.arch_adapter import MoeArchAdapter, MoeShape
 from mach.io.arch_registry import adapter_for
 from mach.io.config_file import ConfigFields, read_config
+from mach.io.expert_names import GLOBAL_SCALE, ExpertPlace, ExpertTensorNames
 from mach.io.quantization import (
     MLX_MODES,
     PROJECTIONS,
@@ -24,6 +24,21 @@ from mach.io.quantization import (
     unquantized,
 )
 from mach.io.safetensors_header import TensorEntry, read_headers
+
+__all__ = [
+    "LAYOUTS",
+    "SIDECAR_DIRECTORY",
+    "CheckpointInspection",
+    "ExpertPlace",
+    "ExpertTensorNames",
+    "Layout",
+    "StackedExperts",
+    "classify",
+    "find_sidecar",
+    "inspect_checkpoint",
+    "inspect_names",
+    "inspect_tensors",
+]
 
 LAYOUTS = ("sliced", "stacked", "per_expert", "fused", "dense", "unknown")
 SIDECAR_DIRECTORY = "expert_sidecar"
@@ -173,65 +188,6 @@ def inspect_tensors(
     )
 
 
-class ExpertPlace(NamedTuple):
-    """What a routed-expert tensor's name says.
-
-    Attributes:
-        kind: the layout that spells names so: `stacked`, `per_expert` or `fused`.
-        layer: decoder layer.
-        expert: expert within it; -1 where one tensor holds all.
-        projection: MLX's name; `gate_up_proj` in fused tensors.
-        component: parameter name in the file, e.g. `weight`, `scales`, `blocks`.
-    """
-
-    kind: str
-    layer: int
-    expert: int
-    projection: str
-    component: str
-
-
-class ExpertTensorNames:
-    """Recognises a family's routed-expert tensor names in every spelling that its adapter lists."""
-
-    def __init__(self, adapter: MoeArchAdapter) -> None:
-        names = adapter.names
-        self._raw_projections = dict(names.raw_projections)
-        raw = "|".join(self._raw_projections)
-        blocks = (names.switch_block, *names.switch_block_aliases)
-        self._per_expert = [_pattern(path, rf"\.({raw})\.([a-z_]+)") for path in names.per_expert]
-        self._stacked = [
-            _pattern(path, r"\.(gate_proj|up_proj|down_proj)\.(weight|scales|biases|bias)") for path in blocks
-        ]
-        self._fused = [
-            _pattern(path, r"\.(gate_up_proj|down_proj)(?:[._]([a-z_]+))?") for path in names.fused
-        ]
-
-    def place(self, name: str) -> ExpertPlace | None:
-        """What `name` says, or None if it is not a routed expert's tensor."""
-        if "expert" not in name and "switch_" not in name:
-            return None
-        for pattern in self._per_expert:
-            if match := pattern.fullmatch(name):
-                layer, expert, projection, component = match.groups()
-                projection = self._raw_projections[projection]
-                return ExpertPlace("per_expert", int(layer), int(expert), projection, component)
-        for pattern in self._stacked:
-            if match := pattern.fullmatch(name):
-                layer, projection, component = match.groups()
-                return ExpertPlace("stacked", int(layer), -1, projection, component)
-        for pattern in self._fused:
-            if match := pattern.fullmatch(name):
-                layer, projection, component = match.groups()
-                return ExpertPlace("fused", int(layer), -1, projection, component or "weight")
-        return None
-
-
-def _pattern(template: str, suffix: str) -> re.Pattern[str]:
-    path = re.escape(template).replace(r"\{layer\}", r"(\d{1,5})").replace(r"\{expert\}", r"(\d{1,6})")
-    return re.compile(path + suffix, re.ASCII)
-
-
 def classify(shape: MoeShape, places: Iterable[ExpertPlace], has_sidecar: bool) -> Layout:
     """The layout of a checkpoint whose routed-expert tensors are `places`, complete or not."""
     if not shape.moe_layers:
@@ -239,7 +195,7 @@ def classify(shape: MoeShape, places: Iterable[ExpertPlace], has_sidecar: bool) 
     found: dict[str, set[tuple[int, int, str]]] = {}
     for place in places:
         # Of the components only the weight must be there: quantisation decides on the others.
-        if place.component in ("weight", "blocks", "qweight", "weight_packed"):
+        if place.is_weight:
             found.setdefault(place.kind, set()).add((place.layer, place.expert, place.projection))
     if not found:
         if has_sidecar:
@@ -296,6 +252,14 @@ def _stacked_table(
 ) -> dict[int, dict[str, dict[str, TensorEntry]]]:
     table: dict[int, dict[str, dict[str, TensorEntry]]] = {}
     for name, place in experts.items():
+        if place.component == GLOBAL_SCALE:
+            raise UnsupportedLayoutError(
+                f"{tensors[name].file}: {name}: nvfp4 with a global scale is not computed here: quantise the "
+                "original checkpoint without one",
+                path=tensors[name].file,
+                layout="stacked",
+                field=name,
+            )
         parts = table.setdefault(place.layer, {}).setdefault(place.projection, {})
         if place.component in parts:
             raise HeaderError(

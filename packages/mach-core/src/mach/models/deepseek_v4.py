@@ -1,10 +1,8 @@
-"""Lazy facade: `Model` and `ModelArgs` of deepseek_v4, which this version does not have."""
+"""Lazy facade: `Model` and `ModelArgs` of deepseek_v4, mach's own, from mach-store."""
 
-from mach.facade import absent_attributes
+from mach.facade import lazy_attributes
 
-__getattr__, __dir__ = absent_attributes(
-    __name__,
-    ("Model", "ModelArgs"),
-    "this version of mach cannot build DeepSeek-V4 (mlx-lm has no such model yet); its checkpoints can be "
-    "inspected, not loaded",
+_MODULE = "mach_store.deepseek_v4"
+__getattr__, __dir__ = lazy_attributes(
+    __name__, {"Model": (_MODULE, "Model"), "ModelArgs": (_MODULE, "ModelArgs")}, "mach-store"
 )

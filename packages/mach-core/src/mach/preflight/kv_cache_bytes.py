@@ -1,7 +1,7 @@
 """Owns the size of a request's key-value state, per cache kind, from config.json alone.
 
-The formulas follow the caches that mlx-lm 0.32 makes (`make_cache` of each family); `compressed` follows
-DeepSeek-V4's published configuration and is an estimate, because no cache of that kind exists here yet.
+The formulas follow the caches that mlx-lm 0.32 makes (`make_cache` of each family) and, for `compressed`, the
+one of mach's own DeepSeek-V4 (`mach_store.deepseek_v4.cache`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from mach.io.arch_adapter import MAX_LAYERS, MAX_WIDTH, MoeArchAdapter
 from mach.io.config_file import ConfigFields
+from mach.io.deepseek_v4_config import DeepseekV4Config
 
 KV_STEP = 256
 """Tokens by which mlx-lm's KVCache grows."""
+COMPRESSED_STEP = 64
+"""Entries by which a compressed cache grows."""
 DEFAULT_CONTEXT = 8192
 MAX_CONTEXT = 1 << 31
 
@@ -58,8 +61,9 @@ def _standard(text: ConfigFields, context: int, element: int) -> dict[str, int]:
 
 def _hybrid_gdn(text: ConfigFields, context: int, element: int) -> dict[str, int]:
     layers = _layers(text)
+    declared = text.texts("layer_types", MAX_LAYERS)
     interval = text.integer("full_attention_interval", low=1, high=MAX_LAYERS, default=4)
-    full = layers // interval
+    full = layers // interval if declared is None else declared[:layers].count("full_attention")
     key_heads = text.integer("linear_num_key_heads", low=1, high=MAX_WIDTH)
     value_heads = text.integer("linear_num_value_heads", low=1, high=MAX_WIDTH)
     key_dim = text.integer("linear_key_head_dim", low=1, high=MAX_WIDTH)
@@ -89,18 +93,26 @@ def _rotating(text: ConfigFields, context: int, element: int) -> dict[str, int]:
 
 
 def _compressed(text: ConfigFields, context: int, element: int) -> dict[str, int]:
-    layers = _layers(text)
-    dim = text.integer("head_dim", low=1, high=MAX_WIDTH)
-    window = text.integer("sliding_window", low=1, high=MAX_CONTEXT, default=128)
-    indexer_dim = text.integer("index_head_dim", low=1, high=MAX_WIDTH, default=128)
-    ratios = (text.integers("compress_ratios", 0, 1 << 20, MAX_LAYERS) or ())[:layers]
-    rows = sum(-(-context // ratio) for ratio in ratios if ratio)
-    # Only the finely compressed layers select rows through an indexer with keys of its own.
-    indexed = sum(-(-context // ratio) for ratio in ratios if 0 < ratio <= 4)
+    args = DeepseekV4Config.read(text)
+    rows = keys = open_groups = 0
+    for plan in args.layers:
+        if not plan.ratio:
+            continue
+        # Keys and gates of the tokens that no entry holds yet and, where groups overlap, of the last one's.
+        series, waiting = (2, plan.ratio) if plan.indexed else (1, 0)
+        waiting = 2 * (context % plan.ratio * series + (waiting if context >= plan.ratio else 0))
+        entries = -(-(context // plan.ratio) // COMPRESSED_STEP) * COMPRESSED_STEP
+        rows += entries * args.head_dim
+        open_groups += waiting * args.head_dim
+        if plan.indexed:
+            keys += entries * args.index_head_dim
+            open_groups += waiting * args.index_head_dim
+    window = len(args.layers) * min(args.sliding_window - 1, context) * args.head_dim
     return {
-        "sliding window": layers * min(window, context) * dim * element,
-        "compressed rows": rows * dim * element,
-        "indexer keys": indexed * indexer_dim * element,
+        "sliding window": window * element,
+        "compressed rows": rows * element,
+        "indexer keys": keys * element,
+        "open groups": open_groups * element,
     }
 
 

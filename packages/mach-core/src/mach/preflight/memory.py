@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mach.io.arch_adapter import MAX_WIDTH
 from mach.io.inspection import CheckpointInspection, ExpertTensorNames
+from mach.io.model_tensors import model_config
 from mach.preflight.kv_cache_bytes import KvBytes, kv_cache_bytes
 from mach.preflight.machine import Machine
 
@@ -149,7 +150,9 @@ def estimate_memory(
     """
     sizes = expert_sizes(inspection, layout, machine.backend)
     others = _widened(inspection.other_dtype_bytes, machine.backend, ("BF16", "F16"))
-    kv = kv_cache_bytes(inspection.adapter, inspection.config, context, 4 if machine.backend == "cpu" else 2)
+    adapter, element = inspection.adapter, 4 if machine.backend == "cpu" else 2
+    config = model_config(adapter.model_type, inspection.config, inspection.text_config)
+    kv = kv_cache_bytes(adapter, config, context, element)
     everything = sizes.total_slots
     bank = _bank_bytes(sizes, others, machine, expert_cache_bytes)
     share = bank / everything if everything else 1.0

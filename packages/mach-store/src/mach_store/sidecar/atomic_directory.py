@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Callable
 
 _AT_FDCWD_LINUX, _RENAME_EXCHANGE = -100, 2
 _RENAME_SWAP_DARWIN = 2
@@ -21,8 +22,13 @@ def fsync_directory(path: str) -> None:
         os.close(fd)
 
 
-def install_directory(new: str, target: str) -> None:
+def install_directory(new: str, target: str, discard: Callable[[str], object] = shutil.rmtree) -> None:
     """Make the finished directory `new` appear as `target`, atomically; a former `target` is deleted after.
+
+    Args:
+        new: the finished directory.
+        target: its name to be, on the same file system.
+        discard: deletes the former target, which has the name `new` then.
 
     Raises:
         OSError: the file system can neither rename nor exchange directories.
@@ -33,7 +39,7 @@ def install_directory(new: str, target: str) -> None:
     else:
         _exchange(new, target)
         fsync_directory(parent)
-        shutil.rmtree(new)
+        discard(new)
     fsync_directory(parent)
 
 

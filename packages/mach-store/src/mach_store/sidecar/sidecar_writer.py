@@ -7,12 +7,13 @@ the place of `<output>` in one step.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 
 from mach.io.sidecar_layout import (
@@ -28,11 +29,15 @@ from mach.io.sidecar_layout import (
     parse_layout,
 )
 from mach_store.errors import SidecarExportError
+from mach_store.lock_file import lock_file, unlock_file
 from mach_store.sidecar.atomic_directory import fsync_directory, install_directory
 
 Buffer = bytes | bytearray | memoryview
 PROGRESS_NAME = "progress.json"
-_COPY_BYTES = 8 << 20
+_BUFFER_BYTES = 64 << 10
+# Some kernels take many times as long for a write of several megabytes, looking for memory in one piece.
+_WRITE_BYTES = 128 << 10
+_ALLOCATE_BYTES = 256 << 20
 _LAYER_FILE = re.compile(r"layer_\d+\.bin")
 
 
@@ -62,7 +67,7 @@ class SidecarWriter:
         self._lock_path = self.partial + ".lock"
         try:
             os.makedirs(os.path.dirname(os.path.abspath(self.output)), exist_ok=True)
-            self._lock = _lock(self._lock_path)
+            self._lock = lock_file(self._lock_path)
         except OSError as error:
             raise SidecarExportError(f"{self.output}: cannot be written: {error.strerror}") from error
         try:
@@ -71,6 +76,8 @@ class SidecarWriter:
         except OSError as error:
             self._unlock()
             raise SidecarExportError(f"{self.partial}: cannot be written: {error.strerror}") from error
+        self._background = ThreadPoolExecutor(1, "mach-durable")
+        self._under_way: Future[None] | None = None
 
     def __enter__(self) -> SidecarWriter:
         return self
@@ -78,16 +85,16 @@ class SidecarWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # What is under way is finished first: the next writer may begin as soon as the lock is free.
+        self._background.shutdown()
         self._unlock()
 
     def _unlock(self) -> None:
-        # Unlinked while it is held: who has opened it meanwhile sees that the name is of another file now.
-        os.unlink(self._lock_path)
-        os.close(self._lock)
+        unlock_file(self._lock_path, self._lock)
 
     @property
     def done(self) -> frozenset[int]:
-        """Layers that need not be written again."""
+        """Layers that need not be written again; the one written last may still be on its way to the disk."""
         return frozenset(self._done)
 
     def write_layer(self, index: int, schema: RecordSchema, records: Iterable[Sequence[Buffer]]) -> None:
@@ -102,39 +109,66 @@ class SidecarWriter:
         padding = bytes(stride - schema.nbytes)
         checksums = []
         try:
-            with open(temporary, "wb", buffering=_COPY_BYTES) as out:
+            with open(temporary, "wb", buffering=_BUFFER_BYTES) as out:
+                allocation = _Allocation(out.fileno())
                 for expert, record in enumerate(records):
                     crc = 0
+                    allocation.reach((expert + 1) * stride)
                     for segment, data in zip(schema.segments, record, strict=True):
-                        if memoryview(data).nbytes != segment.nbytes:
+                        view = memoryview(data).cast("B")
+                        if view.nbytes != segment.nbytes:
                             raise SidecarExportError(
-                                f"layer {index}, expert {expert}: {segment.name} has "
-                                f"{memoryview(data).nbytes} bytes, not {segment.nbytes}"
+                                f"layer {index}, expert {expert}: {segment.name} has {view.nbytes} bytes, "
+                                f"not {segment.nbytes}"
                             )
-                        crc = zlib.crc32(data, crc)
-                        out.write(data)
+                        for start in range(0, segment.nbytes, _WRITE_BYTES):
+                            piece = view[start : start + _WRITE_BYTES]
+                            crc = zlib.crc32(piece, crc)
+                            out.write(piece)
                     out.write(padding)
                     checksums.append(crc)
                 out.flush()
-                os.fsync(out.fileno())
-            os.rename(temporary, os.path.join(self.partial, name))
-            self._done[index] = LayerFile(
-                index=index,
-                file=name,
-                num_experts=len(checksums),
-                stride=stride,
-                schema=schema,
-                checksums=tuple(checksums),
-            )
+                out.truncate()  # what was allocated and not written
+        except OSError as error:
+            raise self._refused(temporary, error) from error
+        layer = LayerFile(
+            index=index,
+            file=name,
+            num_experts=len(checksums),
+            stride=stride,
+            schema=schema,
+            checksums=tuple(checksums),
+        )
+        self._await_durable()
+        self._under_way = self._background.submit(self._make_durable, temporary, layer)
+
+    def _make_durable(self, temporary: str, layer: LayerFile) -> None:
+        """Wait until a layer is on the disk, and only then give it its name and count it as done."""
+        try:
+            with open(temporary, "rb") as written:
+                os.fsync(written.fileno())
+            os.rename(temporary, os.path.join(self.partial, layer.file))
+            self._done[layer.index] = layer
             self._write_atomically(
                 PROGRESS_NAME,
                 json.dumps({"fingerprint": self._fingerprint, "layout": json.loads(self._layout())}).encode(),
             )
         except OSError as error:
-            raise SidecarExportError(
-                f"{error.filename or temporary}: {error.strerror}; the layers done so far are kept in "
-                f"{self.partial} and the next export goes on from them"
-            ) from error
+            raise self._refused(temporary, error) from error
+
+    def _await_durable(self) -> None:
+        """Wait for the layer before, whose way to the disk goes on while the next one is read and written."""
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
+
+    def _refused(self, temporary: str, error: OSError) -> SidecarExportError:
+        with suppress(OSError):
+            os.unlink(temporary)  # a full disk has better use for its space
+        return SidecarExportError(
+            f"{error.filename or temporary}: {error.strerror}; the layers done so far are kept in "
+            f"{self.partial} and the next export goes on from them"
+        )
 
     def finish(self) -> SidecarLayout:
         """Write `layout.json`, check every size, and put the directory in place.
@@ -142,6 +176,7 @@ class SidecarWriter:
         Raises:
             SidecarExportError: nothing was written, or the directory cannot be put in place.
         """
+        self._await_durable()
         if not self._done:
             raise SidecarExportError(f"{self.output}: no layer was written")
         raw = self._layout()
@@ -204,32 +239,25 @@ class SidecarWriter:
         return True
 
 
-def _lock(path: str) -> int:
-    """A descriptor of the file `path`, locked; the lock ends with the process, however it ends.
+class _Allocation:
+    """Asks for a growing file's disk space in large pieces, which makes writing it much faster."""
 
-    Raises:
-        SidecarExportError: another process holds it.
-        OSError: the file cannot be made.
-    """
-    while True:
-        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    def __init__(self, fd: int) -> None:
+        self._fd, self._end = fd, 0
+        self._able = hasattr(os, "posix_fallocate")
+
+    def reach(self, end: int) -> None:
+        """Have space up to at least `end`, if the file system can."""
+        if not self._able or end <= self._end:
+            return
+        # As much again as there is: a small file does not take much more than it needs, even for a moment.
+        size = max(end - self._end, min(self._end, _ALLOCATE_BYTES))
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(fd)
-            raise SidecarExportError(
-                f"{path}: another export is writing here: wait for it, or end it, and export again"
-            ) from error
+            os.posix_fallocate(self._fd, self._end, size)
         except OSError:
-            os.close(fd)
-            raise
-        # The file may have been unlinked between open and flock: then this lock protects nothing.
-        try:
-            if os.path.samestat(os.stat(path), os.fstat(fd)):
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
+            # It cannot, or has less than that. Writing goes on, and tells what is wrong where it fails.
+            self._able = False
+        self._end += size
 
 
 def _require_replaceable(output: str) -> None:
