@@ -3,8 +3,8 @@
     python tools/check_kernel_bits.py [--sanitize] [--cross aarch64-linux-gnu-g++ --run "qemu-aarch64"]
 
 Builds native/tests/kernel_bits.cpp for this machine, and with `--cross` for another one, whose programs
-`--run` runs. Every instruction set must give the same checksums. With `--sanitize` memory errors and undefined
-behaviour on this machine end the check too. Needs a C++20 compiler and the standard library.
+`--run` runs. Every instruction set must give the same checksums. With `--sanitize` memory errors and
+undefined behaviour on this machine end the check too. Needs a C++20 compiler and the standard library.
 """
 
 from __future__ import annotations

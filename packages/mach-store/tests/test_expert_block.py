@@ -9,6 +9,7 @@ from mlx_lm.models.switch_layers import SwiGLU
 
 from mach.io.sidecar_layout import PROJECTIONS, Quantization
 from mach_store.cpu_kernels import open_kernels, stock_kernels
+from mach_store.deepseek_v4.routing import ClampedSwiGLU
 from mach_store.expert_block import ExpertBlock, ExpertTensors, NativeActivation, native_activation
 from mach_store.settings import StoreSettings
 
@@ -36,7 +37,9 @@ def routes(tokens):
     return x, mx.random.randint(0, EXPERTS, (1, tokens, 2), key=mx.random.key(21)).astype(mx.uint32)
 
 
-@pytest.mark.parametrize("activation", [SwiGLU(), SwigluOAI(), GeGLU()], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize(
+    "activation", [SwiGLU(), SwigluOAI(), GeGLU(), ClampedSwiGLU(0.5)], ids=lambda a: type(a).__name__
+)
 @pytest.mark.parametrize(
     "quantization",
     [
@@ -103,21 +106,17 @@ def test_what_the_kernels_cannot_do_stays_on_stock_operations_and_says_why(
     assert reason in block.as_dict()["kernels_reason"]
 
 
-def test_a_module_of_our_own_says_which_activation_it_is() -> None:
-    class Clamped:
-        native_activation = NativeActivation("swiglu", limit=7.0)
-
-        def __call__(self, up, gate):
-            gate = mx.minimum(gate, 7.0)
-            return gate * mx.sigmoid(gate) * mx.clip(up, -7.0, 7.0)
-
-    assert native_activation(Clamped()) == ("swiglu", None, 7.0)
+def test_activations_are_recognised_with_their_parameters() -> None:
+    assert native_activation(SwiGLU()) == ("swiglu", None, None)
+    assert native_activation(ClampedSwiGLU(7.0)) == ("swiglu", None, 7.0)
     assert native_activation(SwigluOAI()) == ("swiglu_oai", 1.702, 7.0)
     assert native_activation(SimpleNamespace()) is None
     tensors, packing = experts(None)
     x, slots = routes(3)
-    expected = ExpertBlock(Clamped(), stock_kernels("for comparison"))(tensors, packing, 90 * x, slots)
-    y = ExpertBlock(Clamped(), NATIVE)(tensors, packing, 90 * x, slots)
+    expected = ExpertBlock(ClampedSwiGLU(2.0), stock_kernels("for comparison"))(
+        tensors, packing, 9 * x, slots
+    )
+    y = ExpertBlock(ClampedSwiGLU(2.0), NATIVE)(tensors, packing, 9 * x, slots)
     assert mx.allclose(y, expected, rtol=1e-4, atol=1e-4)
 
 

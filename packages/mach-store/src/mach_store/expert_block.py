@@ -15,16 +15,14 @@ from mlx_lm.models.gemma4_text import GeGLU
 from mlx_lm.models.switch_layers import SwiGLU
 
 from mach_store.cpu_kernels import CpuKernels, native_packing
+from mach_store.deepseek_v4.routing import ClampedSwiGLU
 from mach_store.expert_kernel import Activation, Packing, apply_experts, apply_sorted
 
 _IN_ORDER = ("gate_proj", "up_proj", "down_proj")
 
 
 class NativeActivation(NamedTuple):
-    """An activation that the kernels know: their name for it and its parameters.
-
-    An activation module of mach's own says which it is with an attribute `native_activation` of this type.
-    """
+    """An activation that the kernels know: their name for it and its parameters."""
 
     name: str
     alpha: float | None = None
@@ -110,14 +108,13 @@ class ExpertBlock:
 
 def native_activation(activation: Activation) -> NativeActivation | None:
     """Which of the kernels' activations computes the same, if one does."""
-    own = getattr(activation, "native_activation", None)
-    if isinstance(own, NativeActivation):
-        return own
     kind = type(activation)
     if kind is SwiGLU:
         return NativeActivation("swiglu")
     if kind is SwigluOAI:
         return NativeActivation("swiglu_oai", activation._alpha, activation._limit)  # type: ignore[attr-defined]
+    if isinstance(activation, ClampedSwiGLU):
+        return NativeActivation("swiglu", limit=activation.limit)
     if kind is GeGLU:
         return NativeActivation("geglu_tanh")
     return None
