@@ -16,9 +16,13 @@ from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
 from mach.preflight.check_report import CheckOptions, check_report
+from mach.preflight.gates import unswapped_gate
 from mach.preflight.kv_cache_bytes import kv_cache_bytes
+from mach.preflight.machine import Machine
+from mach.preflight.memory import estimate_memory
 from mach.settings import CoreSettings
-from mach_decode.loader import load_streaming_or_stacked
+from mach_decode.loader import load_swapped
+from mach_decode.unswapped_loader import load_unswapped
 from mach_server import serve_command
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
@@ -28,13 +32,18 @@ from mach_store.synthetic_checkpoint import write_synthetic_checkpoint
 
 CONFIGS = Path(__file__).parent / "configs"
 NOT_SERVED = {
-    "bf16_streaming": ["--expert-residency", "bf16_streaming"],
     "specdec": ["--draft-dir", "draft"],
     "continuous_batching": ["--continuous-batching"],
     "turboquant_kv": ["--turboquant-kv"],
     "prefix_kv_reuse": ["--prefix-cache"],
 }
 """Paths that this version does not have → how a user would ask mach-serve for them."""
+RESIDENCIES = {
+    "expert_streaming": "streaming",
+    "resident_stacked": "stacked",
+    "bf16_streaming": "bf16_streaming",
+    "unswapped": "unswapped",
+}
 FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4")
 SLICED_ALONE = ("deepseek_v4",)
 """Families that load from the engine layout and no other."""
@@ -51,14 +60,15 @@ PACKINGS = {
 
 
 def outcomes(directory: Path, budget: float | None = None) -> dict[str, bool]:
-    """Whether each residency loads."""
+    """Whether each residency loads; `unswapped` is mlx-lm's own model, with `--backend openai`."""
     result = {}
-    for path, residency in (("expert_streaming", "streaming"), ("resident_stacked", "stacked")):
-        gigabytes = budget if residency == "streaming" else None
+    for path, residency in RESIDENCIES.items():
+        gigabytes = budget if residency in ("streaming", "bf16_streaming") else None
         try:
-            loaded = load_streaming_or_stacked(
-                str(directory), expert_residency=residency, expert_cache_gb=gigabytes
-            )
+            if residency == "unswapped":
+                loaded = load_unswapped(str(directory))
+            else:
+                loaded = load_swapped(str(directory), expert_residency=residency, expert_cache_gb=gigabytes)
         except MachError as error:
             print(path, error)
             result[path] = False
@@ -79,9 +89,15 @@ def agree(directory: Path, tmp_path: Path, budget: float | None = None) -> dict:
     report = check(directory, tmp_path, budget)
     said = {row["path"]: row["status"] == "ok" for row in report["paths"]}
     done = outcomes(directory, budget)
+    unswapped = done.pop("unswapped")
     assert {path: said[path] for path in done} == done, report["paths"]
     assert not any(said[path] for path in NOT_SERVED), "the server has no flag for these"
-    assert report["supported"] == any(done.values()) == said["openai_http"]
+    assert report["supported"] == (done["expert_streaming"] or done["resident_stacked"])
+    if said["openai_http"] or any(done.values()):
+        assert said["openai_http"] and (any(done.values()) or unswapped)
+    elif unswapped:  # what mach would compute otherwise, mlx-lm computes as it can
+        inspection = inspect_checkpoint(directory)
+        assert unswapped_gate(inspection.adapter, inspection).status == "unknown"
     if report["supported"]:
         words = report["serve_command"].split()
         assert words[0] == "mach-serve"
@@ -269,6 +285,23 @@ def test_check_asks_for_the_fields_that_loading_needs(name: str, tmp_path: Path)
     with pytest.raises(MachError, match=f"config.json: {name} is missing"):
         check(directory, tmp_path)
     assert not any(outcomes(directory).values())
+
+
+@pytest.mark.parametrize("packing", ["bf16", "affine 4-bit", "mxfp4"])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in SLICED_ALONE])
+def test_check_counts_the_bytes_that_bf16_streaming_takes(family: str, packing: str, tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / f"{family}.json").read_text())
+    if PACKINGS[packing] is not None:
+        config["quantization"] = PACKINGS[packing]
+    write_synthetic_checkpoint(tmp_path / "s", config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    write_stacked_checkpoint(tmp_path / "s", tmp_path / "stacked")
+    inspection = inspect_checkpoint(tmp_path / "stacked")
+    machine = Machine("cpu", 64 << 30, 48 << 30, "test")
+    said = estimate_memory(inspection, None, machine, context=256, expert_cache_bytes=None)
+    loaded = load_swapped(str(tmp_path / "stacked"), expert_residency="bf16_streaming", expert_cache_gb=None)
+    assert said.float_bank_bytes == loaded.store.nbytes
+    assert said.bf16_streaming.parts["arena"] == loaded.store.scratch_bytes
+    loaded.store.close()
 
 
 def test_check_and_loading_understand_the_spelling_of_transformers_5(tmp_path: Path) -> None:

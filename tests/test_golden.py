@@ -36,7 +36,7 @@ LONGEST_SPLIT = 40
 BOUNDARIES = (16, 24, 32, 64, 128, 256)
 """Multiples of the sliding window, the chunk and the rates of compression."""
 
-STORES = ("smallest bank", "whole bank", "stacked")
+STORES = ("smallest bank", "whole bank", "stacked", "bf16_streaming")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def open_engine(engine_form: Callable[[GoldenCase], Path]) -> Iterator[Callable[
 
     def load(case: GoldenCase, store: str = "whole bank") -> Engine:
         directory, budget = engine_form(case), None
-        if store == "stacked":
+        if store in ("stacked", "bf16_streaming"):
             stacked = directory.with_name(f"{case.name}-stacked")
             if not stacked.exists():
                 write_stacked_checkpoint(directory, stacked)
@@ -77,7 +77,7 @@ def open_engine(engine_form: Callable[[GoldenCase], Path]) -> Iterator[Callable[
             top_k = inspect_checkpoint(directory).shape.top_k
             budget = sum(top_k * slot_bytes(schema, mx.float32) for schema in source.schemas.values()) / 1e9
             source.close()
-        residency = "stacked" if store == "stacked" else "streaming"
+        residency = store if store in ("stacked", "bf16_streaming") else "streaming"
         engine = Engine.load(
             EngineConfig(
                 checkpoint=str(directory),
@@ -116,11 +116,11 @@ def worst(logits: np.ndarray, wanted: np.ndarray) -> float:
         (name, store)
         for name, case in CASES.items()
         for store in STORES
-        if store != "stacked" or REGISTRY[case.family].stacked_supported
+        if store in ("smallest bank", "whole bank") or REGISTRY[case.family].stacked_supported
     ],
 )
 def test_logits_and_greedy_tokens_are_the_references(
-    name: str, store: str, open_engine: Callable[..., Engine]
+    name: str, store: str, open_engine: Callable[..., Engine], compatibility
 ) -> None:
     case = CASES[name]
     engine, data = open_engine(case, store), np.load(GOLDEN / f"{name}.npz")
@@ -139,6 +139,7 @@ def test_logits_and_greedy_tokens_are_the_references(
                 assert margin <= 2 * errors[-1] * prompt["scale"], (length, made)
                 break
     print(f"max relative error {max(errors):.1e}")
+    compatibility("golden logits", name, store, f"≤ {TOLERANCE:g}")
 
 
 @pytest.mark.parametrize("name", CASES)

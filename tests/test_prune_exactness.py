@@ -131,16 +131,21 @@ def says_ok(directory: Path, cache: Path) -> bool:
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_keeping_every_expert_gives_the_sources_tokens(sources, tmp_path, outcome, family, packing) -> None:
+def test_keeping_every_expert_gives_the_sources_tokens(
+    sources, tmp_path, outcome, compatibility, family, packing
+) -> None:
     source, out = sources.stacked(family, packing), tmp_path / "out"
     assert prune(["--source", str(source), "--output", str(out)]) == 0
     assert says_ok(out, tmp_path)
     same(outcome(out, "streaming"), outcome(source, "stacked"))
+    compatibility("mach-prune", f"{family}, stacked {packing}", "every expert", "= source")
 
 
 @pytest.mark.parametrize("packing", ["bf16", "affine 4-bit", "mxfp4"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_plan_gives_the_tokens_of_the_experts_it_keeps(sources, tmp_path, outcome, family, packing) -> None:
+def test_a_plan_gives_the_tokens_of_the_experts_it_keeps(
+    sources, tmp_path, outcome, compatibility, family, packing
+) -> None:
     source, out = sources.stacked(family, packing), tmp_path / "out"
     config = json.loads((source / "config.json").read_text())
     layers = config.get("text_config", config)["num_hidden_layers"]
@@ -152,14 +157,18 @@ def test_a_plan_gives_the_tokens_of_the_experts_it_keeps(sources, tmp_path, outc
     pruned = outcome(out, "streaming")
     same(pruned, outcome(reference, "stacked"))
     assert not np.array_equal(pruned[1], outcome(source, "stacked")[1]), "the plan changes something"
+    compatibility("mach-prune", f"{family}, stacked {packing}", "by a plan", "= sliced by hand")
 
 
 @pytest.mark.parametrize("packing", ["bf16", "mxfp4"])
-def test_deepseek_v4_which_has_no_resident_mode_keeps_its_tokens(sources, tmp_path, outcome, packing) -> None:
+def test_deepseek_v4_which_has_no_resident_mode_keeps_its_tokens(
+    sources, tmp_path, outcome, compatibility, packing
+) -> None:
     source, out = sources.stacked("deepseek_v4", packing), tmp_path / "out"
     assert prune(["--source", str(source), "--output", str(out)]) == 0
     assert says_ok(out, tmp_path)
     same(outcome(out, "streaming"), outcome(sources.engine("deepseek_v4", packing), "streaming"))
+    compatibility("mach-prune", f"deepseek_v4, stacked {packing}", "every expert", "= source")
 
 
 def test_a_plan_that_spares_a_routing_tables_experts_gives_the_tokens_of_those_it_keeps(
@@ -259,7 +268,9 @@ def write_like(source: Path, target: Path, arrays: dict[str, mx.array], config: 
     return target
 
 
-def test_published_fp8_gives_the_tokens_of_the_same_numbers_in_bfloat16(sources, tmp_path, outcome) -> None:
+def test_published_fp8_gives_the_tokens_of_the_same_numbers_in_bfloat16(
+    sources, tmp_path, outcome, compatibility
+) -> None:
     plain, block = sources.stacked("qwen3_moe", "bf16"), (64, 32)
     published: dict[str, mx.array] = {}
     decoded: dict[str, mx.array] = {}
@@ -292,6 +303,7 @@ def test_published_fp8_gives_the_tokens_of_the_same_numbers_in_bfloat16(sources,
     assert json.loads((out / "config.json").read_text()) == config
     assert says_ok(out, tmp_path)
     same(outcome(out, "streaming"), outcome(twin, "stacked"))
+    compatibility("mach-prune", "qwen3_moe, published fp8", "every expert", "= MLX form")
 
 
 def say_float8(path: Path, names: list[str]) -> None:
@@ -305,7 +317,9 @@ def say_float8(path: Path, names: list[str]) -> None:
     path.write_bytes(len(new).to_bytes(8, "little") + new + raw[8 + length :])
 
 
-def test_published_mxfp4_blocks_give_the_tokens_of_their_mlx_form(sources, tmp_path, outcome) -> None:
+def test_published_mxfp4_blocks_give_the_tokens_of_their_mlx_form(
+    sources, tmp_path, outcome, compatibility
+) -> None:
     twin, published = sources.stacked("gpt_oss", "mxfp4"), {}
     arrays = arrays_of(twin)
 
@@ -337,9 +351,12 @@ def test_published_mxfp4_blocks_give_the_tokens_of_their_mlx_form(sources, tmp_p
     assert json.loads((out / "config.json").read_text()) == config | {"quantization": stated}
     assert says_ok(out, tmp_path)
     same(outcome(out, "streaming"), outcome(twin, "stacked"))
+    compatibility("mach-prune", "gpt_oss, published mxfp4 blocks", "every expert", "= MLX form")
 
 
-def test_published_fused_experts_give_the_tokens_of_their_mlx_form(sources, tmp_path, outcome) -> None:
+def test_published_fused_experts_give_the_tokens_of_their_mlx_form(
+    sources, tmp_path, outcome, compatibility
+) -> None:
     twin, published = sources.stacked("qwen3_5_moe", "bf16"), {}
     arrays = arrays_of(twin)
     norms = (".input_layernorm.weight", ".post_attention_layernorm.weight", "model.norm.weight")
@@ -365,6 +382,7 @@ def test_published_fused_experts_give_the_tokens_of_their_mlx_form(sources, tmp_
     assert "model.language_model.layers.0.linear_attn.conv1d.weight" in arrays_of(out), "copied as it was"
     assert says_ok(out, tmp_path)
     same(outcome(out, "streaming"), outcome(twin, "stacked"))
+    compatibility("mach-prune", "qwen3_5_moe, published fused", "every expert", "= MLX form")
 
 
 def test_a_tower_is_left_out_with_a_word_and_prediction_is_kept(sources, tmp_path, outcome, capsys) -> None:

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, help="stacked or per-expert checkpoint directory")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint directory, raw or stacked")
     parser.add_argument("--output", type=Path, help="sidecar directory to make")
     parser.add_argument("--num-experts", type=int, help="experts per layer, checked against the checkpoint")
     parser.add_argument("--bits", type=int, choices=(2, 3, 4, 5, 6, 8), help="bits per weight")

@@ -46,8 +46,8 @@ WHOLE = """
 import sys
 from mach_decode.engine import Engine, EngineConfig
 from mach_decode.request import GenerationRequest
-import mach_decode.loader as loader
-loader._refuse_if_too_big = lambda *_: None  # the honest refusal would hide what the kernel does
+import mach_decode.store_opening as store_opening
+store_opening._refuse_if_too_big = lambda *_: None  # the honest refusal would hide what the kernel does
 engine = Engine.load(EngineConfig(checkpoint=sys.argv[1], expert_residency="stacked"))
 list(engine.generate(GenerationRequest(prompt=engine.encode("x = 1"), max_tokens=2)))
 """

@@ -3,10 +3,13 @@ import shutil
 
 import pytest
 
+from mach.io.checkpoint_path import resolve_checkpoint
 from mach_cli.generate_command import main
+from mach_decode import loader
 from mach_decode.engine import Engine, EngineConfig
 from mach_decode.request import GenerationRequest
 from mach_decode.sampling import SamplingParams
+from mach_store.synthetic_dense import dense_config, write_dense_checkpoint
 
 FIGURES = re.compile(
     r"prompt \d+ tokens, [\d.]+ tok/s; decode (?P<tokens>\d+) tokens, [\d.]+ tok/s; "
@@ -188,3 +191,49 @@ def test_usage_errors_name_the_option(capsys, sliced) -> None:
             main(arguments)
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoints") / "dense"
+    pico = resolve_checkpoint("mach-pico")
+    write_dense_checkpoint(directory, dense_config(), tokenizer_from=pico)
+    return directory
+
+
+def test_the_openai_backend_runs_a_dense_model_and_has_no_figures_of_experts(generate, dense) -> None:
+    status, out, err = generate(dense, "--backend", "openai", "--prompt", PROMPT, "--max-tokens", 4)
+    assert (status, bool(out.strip())) == (0, True)
+    assert re.fullmatch(r"prompt .*; experts unswapped; peak memory \d+ MB; finish (length|stop)\n", err)
+
+
+def test_without_the_flag_a_dense_model_is_refused_and_the_flag_named(refused, dense) -> None:
+    refused("model_type 'qwen3' is not supported.*--backend openai", dense, "--prompt", "x")
+
+
+def test_the_openai_backend_takes_no_residency_and_nothing_sliced(refused, capsys, dense, sliced) -> None:
+    for options in (["--streaming"], ["--no-streaming"], ["--expert-cache-gb", "1"]):
+        with pytest.raises(SystemExit) as caught:
+            main([str(dense), "--prompt", "x", "--backend", "openai", *options])
+        assert caught.value.code == 2
+        assert "leave out --streaming" in capsys.readouterr().err
+    refused("experts are in a sidecar", sliced, "--backend", "openai", "--prompt", "x")
+
+
+def test_bf16_streaming_comes_with_its_variable(generate, refused, stacked, sliced, monkeypatch) -> None:
+    options = ("--prompt", PROMPT, "--max-tokens", 4)
+    monkeypatch.setenv("LME_BF16_STACKED_STREAMING", "1")
+    for flags in ((), ("--streaming",)):
+        status, out, err = generate(stacked, *options, *flags)
+        assert (status, bool(out.strip())) == (0, True)
+        assert FIGURES.fullmatch(err)["residency"] == "bf16_streaming"
+    refused("goes with --streaming, not --no-streaming", stacked, *options, "--no-streaming")
+    refused("needs the axis-0 stacked layout, found sliced", sliced, *options)
+
+
+def test_a_checkpoint_is_inspected_once(generate, sliced, monkeypatch) -> None:
+    seen = []
+    inspect = loader.inspect_checkpoint
+    monkeypatch.setattr(loader, "inspect_checkpoint", lambda path: seen.append(path) or inspect(path))
+    assert generate(sliced, "--prompt", PROMPT, "--max-tokens", 1)[0] == 0
+    assert len(seen) == 1

@@ -13,6 +13,7 @@ from mach.preflight.gates import (
     resident_gate,
     specdec_gate,
     streaming_gate,
+    unswapped_gate,
 )
 from mach.preflight.path_matrix import PATHS, architecture_matrix, judge_paths
 
@@ -56,7 +57,8 @@ def test_a_stacked_checkpoint_streams_and_stays_resident(
     config = families[model_type]
     found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
     verdicts = judge_paths(found.adapter, found)
-    assert [verdicts[path].status for path in PATHS[:3]] == ["ok", "ok", "ok"]
+    assert [verdicts[path].status for path in PATHS[:4]] == ["ok"] * 4
+    assert verdicts["bf16_streaming"].reason == "stacked layout supports bf16 streaming"
     assert "lazy per-expert slices" in verdicts["expert_streaming"].reason
     assert all(verdict.status in STATUSES and verdict.reason for verdict in verdicts.values())
 
@@ -77,7 +79,9 @@ def test_deepseek_v4_needs_the_engine_layout(
     config = families["deepseek_v4"]
     found = inspect_checkpoint(make_checkpoint(config, stacked(config)))
     verdicts = judge_paths(found.adapter, found)
-    assert [verdicts[path].status for path in PATHS[:3]] == ["blocked"] * 3
+    statuses = [verdicts[path].status for path in PATHS[:4]]
+    assert statuses == ["needs_artifact", "needs_artifact", "blocked", "blocked"]
+    assert "mach-prune --source" in verdicts["expert_streaming"].reason
     assert "cannot load a stacked layout" in verdicts["resident_stacked"].reason
 
 
@@ -97,13 +101,16 @@ def test_plain_raw_experts_need_a_sidecar_and_packed_ones_a_conversion(
     config = families["qwen3_moe"]
     plain = inspect_checkpoint(make_checkpoint(config, per_expert(config), name="plain"))
     verdict = streaming_gate(plain.adapter, plain)
-    assert (verdict.status, "export_expert_sidecar.py" in verdict.reason) == ("needs_artifact", True)
+    assert (verdict.status, "mach-prune --source" in verdict.reason) == ("needs_artifact", True)
     assert resident_gate(plain.adapter, plain).status == "blocked"
-    assert judge_paths(plain.adapter, plain)["openai_http"].status == "needs_artifact"
-    packed = config | {"quantization_config": {"quant_method": "fp8"}}
-    fp8 = inspect_checkpoint(make_checkpoint(packed, per_expert(config), name="fp8"))
-    verdict = streaming_gate(fp8.adapter, fp8)
-    assert (verdict.status, "mlx_lm.convert" in verdict.reason) == ("blocked", True)
+    generic = judge_paths(plain.adapter, plain)["openai_http"]
+    assert (generic.status, "LME_BF16_STACKED_STREAMING=1" in generic.reason) == ("ok", True)
+    packed = config | {"quantization_config": {"quant_method": "awq"}}
+    awq = inspect_checkpoint(make_checkpoint(packed, per_expert(config), name="awq"))
+    verdict = streaming_gate(awq.adapter, awq)
+    assert (verdict.status, "awq experts are not read" in verdict.reason) == ("blocked", True)
+    assert unswapped_gate(awq.adapter, awq).status == "unknown"
+    assert judge_paths(awq.adapter, awq)["openai_http"].status == "blocked"
 
 
 def test_a_broken_sidecar_blocks_streaming_and_says_why(

@@ -107,3 +107,32 @@ def test_verdicts_have_a_margin() -> None:
         "wont_fit",
     ]
     assert memory_verdict(1, None) == "unknown"
+
+
+def test_bf16_streaming_counts_floats_and_an_arena_of_widened_ones(inspection: CheckpointInspection) -> None:
+    floats = 3 * 64 * 128 * 2  # one expert in bfloat16
+    memory = estimate_memory(inspection, None, CPU, context=256, expert_cache_bytes=5 * floats + 1)
+    assert memory.experts.layer_floats == dict.fromkeys((0, 1), floats)
+    assert memory.float_bank_bytes == 5 * floats
+    assert memory.experts.least_float_bank(2) == 4 * floats
+    assert memory.bf16_streaming is not None
+    # 8 experts in float32; 4 packed ones staged for the bank and 4 for the arena, their scales widened.
+    assert memory.bf16_streaming.parts["arena"] == 8 * 2 * floats + 8 * (WEIGHTS + 2 * SCALES)
+    whole = estimate_memory(inspection, None, METAL, context=256, expert_cache_bytes=None)
+    assert whole.bf16_streaming is not None
+    assert "arena" not in whole.bf16_streaming.parts
+    assert whole.bf16_streaming.parts["expert cache"] == 16 * floats
+
+
+def test_mlx_lms_own_model_holds_every_weight(inspection: CheckpointInspection) -> None:
+    stored = sum(entry.nbytes for entry in inspection.tensors.values())
+    parts = estimate_memory(inspection, None, METAL, context=256, expert_cache_bytes=None).unswapped.parts
+    assert parts["all weights"] == stored
+    assert "other weights" not in parts
+    wide = estimate_memory(inspection, None, CPU, context=256, expert_cache_bytes=None).unswapped.parts
+    assert wide["all weights"] == stored + 16 * SCALES + inspection.other_bytes
+    roomless = Machine("cpu", 1 << 30, stored, "test")
+    assert (
+        estimate_memory(inspection, None, roomless, context=256, expert_cache_bytes=None).unswapped.verdict
+        == "wont_fit"
+    )

@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 from mach_decode.errors import PromptTooLongError, SamplingError
@@ -140,3 +143,75 @@ def test_figures_count_tokens_and_seconds(scripted, script) -> None:
     assert 0 < figures.decode_seconds
     assert figures.prompt_tokens_per_second > 0
     assert figures.decode_tokens_per_second > 0
+
+
+def test_a_stop_string_s_tokens_have_no_logprobs_and_all_others_do(scripted, script, tokenizer) -> None:
+    text = ANSWER[: ANSWER.index(" five")]
+    for stop, expected in ((" five", text), ("never there", ANSWER)):
+        events, given = run(scripted(script), stop=(stop,), max_tokens=len(script), logprobs=1)
+        entries = [entry for event in events for entry in event.logprobs]
+        assert given == expected
+        assert [entry.token for entry in entries] == script[: len(entries)]
+        assert tokenizer.decode([entry.token for entry in entries]) == expected
+        assert all(entry.top[0] == (entry.token, entry.logprob) for entry in entries)
+        assert events[-1].stop == (stop if expected is text else None)
+
+
+def test_offsets_of_logprobs_are_places_in_the_text(scripted, script, tokenizer) -> None:
+    events, text = run(scripted(script), max_tokens=len(script), logprobs=0)
+    for event in events:
+        for entry in event.logprobs:
+            piece = tokenizer.decode([entry.token])
+            if "\ufffd" not in piece:
+                assert text[entry.offset :].startswith(piece)
+
+
+def test_an_end_token_has_no_logprobs(scripted, script) -> None:
+    events, _ = run(scripted([*script[:2], 3], end_tokens=(3,)), logprobs=0)
+    assert [entry.token for event in events for entry in event.logprobs] == script[:2]
+
+
+class OnlyThese:
+    """Allows at each place one of the tokens given for it, and then the end."""
+
+    def __init__(self, places: list[set[int]], end: int, vocabulary: int) -> None:
+        self._places, self._vocabulary = [*places, {end}], vocabulary
+        self.accepted: list[int] = []
+
+    @property
+    def finished(self) -> bool:
+        return len(self.accepted) == len(self._places)
+
+    def mask(self) -> np.ndarray:
+        assert not self.finished
+        mask = np.zeros((self._vocabulary + 31) // 32, np.uint32)
+        for token in self._places[len(self.accepted)]:
+            mask[token // 32] |= np.uint32(1 << token % 32)
+        return mask.view(np.int32)
+
+    def accept(self, token: int) -> None:
+        assert token in self._places[len(self.accepted)]
+        self.accepted.append(token)
+
+    def rollback(self, tokens: int) -> None:
+        del self.accepted[len(self.accepted) - tokens :]
+
+
+def test_a_constraint_is_asked_before_and_told_after_every_token(scripted, script, tokenizer) -> None:
+    engine = scripted(script, end_tokens=(3,))
+    places = [{script[0], 31, 32}, {63, 64}, {len(tokenizer) - 1}]
+    constraint = OnlyThese(places, 3, len(tokenizer))
+    events, _ = run(engine, constraint=constraint)
+    tokens = [event.token for event in events]
+    assert tokens[0] == script[0]
+    assert all(token in place for token, place in zip(tokens, [*places, {3}], strict=True))
+    assert constraint.accepted == tokens and constraint.finished
+    assert events[-1].figures.looked_ahead == 0
+
+
+def test_tokens_without_any_text_are_told_with_the_last_event(scripted, script, monkeypatch) -> None:
+    silent = SimpleNamespace(feed=lambda token: "", finish=lambda: "")
+    monkeypatch.setattr("mach_decode.generation.text_stream", lambda tokenizer: silent)
+    events, text = run(scripted(script), max_tokens=3, logprobs=0)
+    assert text == ""
+    assert [len(event.logprobs) for event in events] == [0, 0, 3]

@@ -3,17 +3,20 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
 from mach.errors import CheckpointError, CheckpointNotFoundError, ConfigError, UnknownArchitectureError
 from mach.io.arch_registry import REGISTRY
+from mach.io.inspection import inspect_checkpoint
 from mach.io.sidecar_layout import SidecarLayoutError
-from mach_decode import loader
+from mach_decode import memory_refusal, store_opening
 from mach_decode.engine import EngineConfig
 from mach_decode.errors import DecodeError, ResidencyError, TokenizerError
-from mach_decode.loader import default_residency, load, load_moe
+from mach_decode.loader import load, load_moe, load_swapped
+from mach_decode.store_opening import choose_residency
 from mach_store.bank_cache import BankCache
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.errors import (
@@ -24,6 +27,7 @@ from mach_store.errors import (
 )
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.resident_cache import ResidentStackedExpertCache
+from mach_store.settings import StoreSettings
 
 
 def open_experts() -> list[str]:
@@ -140,7 +144,7 @@ def test_a_known_architecture_without_a_model_is_refused(sliced, refused, monkey
 
 def test_a_checkpoint_that_only_says_it_is_deepseek_v4_is_refused(sliced, copy_checkpoint, refused) -> None:
     directory = copy_checkpoint(sliced)
-    change_config(directory, model_type="deepseek_v4", n_routed_experts=8)
+    change_config(directory, model_type="deepseek_v4", n_routed_experts=8, intermediate_size=None)
     change_layout(directory, lambda document: document.update(model_type="deepseek_v4"))
     refused(ConfigError, "compress_ratios is missing", str(directory))
 
@@ -183,7 +187,12 @@ def test_a_budget_for_resident_experts_is_not_silently_ignored(stacked, refused)
 
 
 def test_a_residency_that_does_not_exist_is_refused(sliced, refused) -> None:
-    refused(ResidencyError, "must be streaming or stacked", str(sliced), expert_residency="both")
+    refused(
+        ResidencyError,
+        "must be one of streaming, stacked, bf16_streaming",
+        str(sliced),
+        expert_residency="both",
+    )
 
 
 def test_raw_experts_without_a_sidecar_need_an_export(sliced, copy_checkpoint, refused) -> None:
@@ -205,7 +214,7 @@ def test_raw_experts_without_a_sidecar_need_an_export(sliced, copy_checkpoint, r
     config = json.loads((directory / "config.json").read_text())
     del config["quantization"]
     (directory / "config.json").write_text(json.dumps(config))
-    refused(ResidencyError, "--streaming: per_expert .*tools/export_expert_sidecar.py", str(directory))
+    refused(ResidencyError, "--streaming: per_expert .*mach-prune --source", str(directory))
     refused(ResidencyError, "found per_expert$", str(directory), expert_residency="stacked")
 
 
@@ -235,7 +244,8 @@ def test_the_budget_that_a_refusal_names_is_enough(sliced, gigabytes) -> None:
 def test_what_does_not_fit_the_machine_is_refused_with_advice_that_fits(
     sliced, stacked, refused, monkeypatch
 ) -> None:
-    monkeypatch.setattr(loader, "available_bytes", lambda: 100 << 20)
+    for module in (store_opening, memory_refusal):
+        monkeypatch.setattr(module, "available_bytes", lambda: 100 << 20)
     refused(MemoryBudgetError, "lower --expert-cache-gb", str(sliced), expert_cache_gb=1.0)
     refused(MemoryBudgetError, "use --streaming", str(stacked), expert_residency="stacked")
     refused(MemoryBudgetError, "raise --expert-cache-gb", str(sliced))
@@ -320,10 +330,17 @@ def test_a_sidecar_with_fewer_experts_than_the_router_knows_is_refused(
 def test_the_residency_of_who_has_no_wish_follows_the_checkpoint_and_the_memory(
     sliced, stacked, monkeypatch
 ) -> None:
-    assert default_residency(str(sliced)) == "streaming"
-    assert default_residency(str(stacked)) == "stacked"
-    monkeypatch.setattr(loader, "available_bytes", lambda: 1 << 20)
-    assert default_residency(str(stacked)) == "streaming"
+    def chosen(directory: Path, budget: float | None = None) -> str:
+        loaded = load_swapped(str(directory), expert_residency=None, expert_cache_gb=budget)
+        loaded.store.close()
+        return loaded.store.residency
+
+    assert chosen(sliced) == "streaming"
+    assert chosen(stacked) == "stacked"
+    assert chosen(stacked, 0.001) == "streaming"
+    monkeypatch.setattr(store_opening, "available_bytes", lambda: inspect_checkpoint(stacked).other_bytes)
+    inspection = inspect_checkpoint(stacked)
+    assert choose_residency(None, inspection, StoreSettings(), None) == "streaming"
 
 
 def test_an_engine_config_knows_no_other_fields() -> None:

@@ -13,15 +13,17 @@ VOCABULARY = 16
 LOGITS = np.random.default_rng(1).normal(0, 2, VOCABULARY).astype(np.float32)
 
 
-def draw(logits: np.ndarray, params: SamplingParams, positions: range, seen=()) -> list[int]:
+def draw(logits: np.ndarray, params: SamplingParams, positions: range, seen=(), **more) -> list[int]:
     array = mx.array(logits)
-    tokens = mx.stack([choose(array, params, position, seen) for position in positions])
+    tokens = mx.stack([choose(array, params, position, seen, **more) for position in positions])
     return tokens.tolist()
 
 
 def reference(logits: np.ndarray, params: SamplingParams, seen=()) -> np.ndarray:
-    """The probabilities by the definitions, in float64: penalty, temperature, top-k, top-p, min-p."""
+    """The probabilities by the definitions, in float64: bias, penalty, temperature, top-k, top-p, min-p."""
     x = logits.astype(np.float64)
+    for token, bias in params.logit_bias:
+        x[token] += bias
     for token in set(seen):
         x[token] = (
             x[token] / params.repetition_penalty if x[token] > 0 else x[token] * params.repetition_penalty
@@ -61,6 +63,7 @@ CASES = [
     dict(top_k=6, top_p=0.8, min_p=0.1, temperature=1.3),
     dict(repetition_penalty=1.8),
     dict(repetition_penalty=0.5, top_p=0.9),
+    dict(logit_bias=((3, 4.0), (5, -100.0)), temperature=0.7),
 ]
 
 
@@ -165,9 +168,40 @@ def test_the_penalty_pushes_negative_logits_down_too() -> None:
     assert draw(logits, params, range(1), [0, 1, 2]) == [3]
 
 
+def test_penalties_of_the_answer_count_its_tokens() -> None:
+    logits = np.array([5.0, 4.0, 3.0, 2.0], np.float32)
+    answered = {0: 3, 1: 1}
+    for frequency, presence, best in (
+        (0.0, 0.0, 0),
+        (0.6, 0.0, 1),
+        (1.0, 0.0, 1),
+        (2.0, 0.0, 2),
+        (0, 2.0, 0),
+    ):
+        params = SamplingParams(frequency_penalty=frequency, presence_penalty=presence)
+        assert draw(logits, params, range(1), (), answered=answered) == [best], (frequency, presence)
+    both = SamplingParams(frequency_penalty=0.5, presence_penalty=1.0)
+    assert draw(logits, both, range(1), (), answered=answered) == [2]
+    encouraged = SamplingParams(frequency_penalty=-2.0)
+    assert draw(logits, encouraged, range(1), (), answered={3: 2}) == [3]
+    assert draw(logits, both, range(1), (), answered={}) == [0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_allowed_tokens_are_drawn(temperature) -> None:
+    params = SamplingParams(
+        temperature=temperature, seed=3, top_p=0.9, repetition_penalty=1.5, logit_bias=((0, 100.0),)
+    )
+    mask = np.array([1 << 4 | 1 << 9], np.int32)
+    assert set(draw(LOGITS, params, range(40), [4], mask=mask)) <= {4, 9}
+
+
 def test_the_callers_logits_stay_as_they_are() -> None:
     array = mx.array(LOGITS)
-    mx.eval(choose(array, SamplingParams(repetition_penalty=3.0, temperature=1.0), 0, {1, 2}))
+    params = SamplingParams(
+        repetition_penalty=3.0, temperature=1.0, presence_penalty=1.0, logit_bias=((1, 3.0),)
+    )
+    mx.eval(choose(array, params, 0, {1, 2}, answered={1: 2}))
     assert np.array_equal(np.array(array), LOGITS)
 
 
@@ -197,6 +231,13 @@ def test_half_precision_logits_are_drawn_in_full_precision() -> None:
         ("repetition_penalty", -1.0),
         ("repetition_penalty", math.nan),
         ("repetition_penalty", 11.0),
+        ("frequency_penalty", 2.1),
+        ("presence_penalty", -2.1),
+        ("presence_penalty", math.nan),
+        ("logit_bias", ((1, 101.0),)),
+        ("logit_bias", ((1, math.nan),)),
+        ("logit_bias", ((-1, 1.0),)),
+        ("logit_bias", ((1, 1.0), (1, 2.0))),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(field, value) -> None:

@@ -8,7 +8,7 @@ from mach_server.app import create_app
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
-        ("POST", "/completions", 404, "not_found"),
+        ("POST", "/embeddings", 404, "not_found"),
         ("GET", "/chat/completions", 405, "method_not_allowed"),
         ("DELETE", "/models", 405, "method_not_allowed"),
     ],

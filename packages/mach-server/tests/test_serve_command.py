@@ -36,15 +36,18 @@ USUAL = ("mach-pico", "--streaming", "--port", "0")
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["mach-pico"], "one of the arguments --streaming --no-streaming is required"),
+        (["mach-pico"], "one of --streaming and --no-streaming is required"),
         (["mach-pico", "--streaming", "--no-streaming"], "not allowed with"),
         (["--streaming"], "name one checkpoint"),
         (["a", "--checkpoint", "b", "--streaming"], "name one checkpoint"),
-        (["mach-pico", "--streaming", "--backend", "openai"], "--backend openai: not in this version"),
+        (["mach-pico", "--streaming", "--backend", "openai"], "leave out --streaming"),
+        (["mach-pico", "--backend", "openai", "--no-streaming"], "leave out --streaming"),
+        (["mach-pico", "--backend", "openai", "--expert-cache-gb", "1"], "leave out --streaming"),
+        (["mach-pico", "--streaming", "--backend", "llama"], "invalid choice: 'llama'"),
         (["mach-pico", "--streaming", "--draft-dir", "d"], "unrecognized arguments: --draft-dir"),
         (["mach-pico", "--streaming", "--continuous-batching"], "unrecognized arguments"),
         (["mach-pico", "--streaming", "--port", "70000"], "not a port"),
-        (["mach-pico", "--stream"], "required"),
+        (["mach-pico", "--stream"], "unrecognized arguments: --stream"),
         (["mach-pico", "--no-streaming", "--expert-cache-gb", "1"], "--expert-cache-gb needs --streaming"),
     ],
 )

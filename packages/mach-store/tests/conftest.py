@@ -344,7 +344,7 @@ class FileSource:
             ],
         )
 
-    def path_of(self, layer: int, segment: int) -> str:
+    def path_of(self, layer: int, segment: int, expert: int) -> str:
         return str(self._path)
 
     def close(self) -> None:

@@ -144,7 +144,15 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(config) -> No
     assert np.abs(np.array(packed(tokens)) - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-def test_float32_parameters_do_not_widen_bfloat16_activations(config) -> None:
+def test_a_packed_embedding_does_not_make_the_cpu_compute_in_bfloat16(config) -> None:
+    model = Model(ModelArgs.from_dict(config("deepseek_v4", "none")))
+    nn.quantize(model, group_size=32, bits=4, mode="mxfp4")
+    assert model.model.embed_tokens(mx.array([1])).dtype == mx.bfloat16
+    assert model(mx.array([[1, 2]])).dtype == mx.float32
+
+
+def test_float32_parameters_do_not_widen_bfloat16_activations(config, monkeypatch) -> None:
+    monkeypatch.setattr("mach_store.deepseek_v4.model.compute_dtype", lambda: mx.bfloat16)  # as on a GPU
     model = Model(ModelArgs.from_dict(config("deepseek_v4", "none")))
     narrow = ("_proj.weight", "embed_tokens.weight", "lm_head.weight", "gate.weight")
     model.apply_to_modules(

@@ -53,13 +53,13 @@ def test_a_wrong_checksum_names_file_layer_and_expert(schema, file_source, reade
     with pytest.raises(SidecarCorruptionError, match=r"experts0.bin: layer 4, expert 5: .*export") as caught:
         reader.read(arrays.plan, source, 4, [1, 5, 2], [0, 1, 2], counters)
     assert (caught.value.layer, caught.value.expert) == (4, 5)
-    assert caught.value.path == source.path_of(4, 0)
+    assert caught.value.path == source.path_of(4, 0, 0)
     assert counters.bytes_read == 0
 
 
 def test_a_file_that_ends_early_names_file_layer_and_expert(schema, file_source, reader) -> None:
     source = file_source({4: schema()}, 6)
-    with open(source.path_of(4, 0), "r+b") as handle:
+    with open(source.path_of(4, 0, 0), "r+b") as handle:
         handle.truncate(5 * schema().nbytes + 10)
     arrays = ExpertArrays(schema(), 3, mx.float32, reader)
     with pytest.raises(ExpertReadError, match=r"experts0.bin: layer 4, expert 5: cannot be read") as caught:

@@ -29,7 +29,7 @@ def test_records_lie_where_the_layout_says(sidecar) -> None:
         os.pread(where.fds[0], 16, where.offsets[0])
         == (sidecar / "layer_01.bin").read_bytes()[7 * stride : 7 * stride + 16]
     )
-    assert source.path_of(1, 0) == str(sidecar / "layer_01.bin")
+    assert source.path_of(1, 0, 0) == str(sidecar / "layer_01.bin")
     source.close()
 
 

@@ -42,6 +42,6 @@ def test_a_stacked_checkpoint_has_no_checksums_and_names_its_file(checkpoints) -
     where = source.locate(1, [3])
     assert where.crcs is None
     assert len(where.fds) == len(where.offsets) == len(source.schemas[1].segments)
-    assert os.path.basename(source.path_of(1, 0)).startswith("model-experts-00001")
+    assert os.path.basename(source.path_of(1, 0, 0)).startswith("model-experts-00001")
     source.close()
     source.close()

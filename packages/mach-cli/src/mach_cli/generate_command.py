@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mach.commands.process import run_command
-from mach_decode.engine import Engine, EngineConfig
-from mach_decode.loader import default_residency
+from mach_decode.engine import UNSWAPPED, Engine, EngineConfig
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest
 from mach_decode.sampling import SamplingParams
 from mach_store.machine_memory import peak_rss_bytes
@@ -22,7 +21,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """The command itself; what it raises is for its caller to report."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.backend == "openai":
+        if options.residency is not None or options.expert_cache_gb is not None:
+            parser.error(
+                "--backend openai runs mlx-lm's own model: leave out --streaming, --no-streaming and "
+                "--expert-cache-gb"
+            )
+        options.residency = UNSWAPPED
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no failure
     request_of = SamplingParams(
@@ -33,17 +40,14 @@ def run(arguments: Sequence[str]) -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    residency = options.residency
-    if residency is None:
-        # A budget only means something while streaming.
-        residency = "streaming" if options.expert_cache_gb is not None else default_residency(options.model)
     engine = Engine.load(
         EngineConfig(
             checkpoint=options.model,
-            expert_residency=residency,
+            expert_residency=options.residency,
             expert_cache_gb=options.expert_cache_gb,
         )
     )
+    residency = engine.store.residency
     try:
         if options.chat:
             prompt = engine.render_chat([{"role": "user", "content": options.prompt}])
@@ -68,9 +72,16 @@ def _figures_line(figures: GenerationFigures, reason: FinishReason, residency: s
         f"prompt {figures.prompt_tokens} tokens, {figures.prompt_tokens_per_second:.1f} tok/s; "
         f"decode {figures.completion_tokens} tokens, {_speed(figures)} tok/s; "
         f"first token {figures.first_token_seconds * 1000:.0f} ms; "
-        f"experts {residency}, hit rate {figures.hit_rate:.3f}, {figures.bytes_read / 1e6:.2f} MB read; "
+        f"experts {residency}{_experts(figures, residency)}; "
         f"peak memory {peak_rss_bytes() / 1e6:.0f} MB; finish {reason}"
     )
+
+
+def _experts(figures: GenerationFigures, residency: str) -> str:
+    """What the expert store did; without one there is nothing to say."""
+    if residency == UNSWAPPED:
+        return ""
+    return f", hit rate {figures.hit_rate:.3f}, {figures.bytes_read / 1e6:.2f} MB read"
 
 
 def _speed(figures: GenerationFigures) -> str:
@@ -103,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         "--no-streaming", dest="residency", action="store_const", const="stacked", help="all in memory"
     )
     parser.add_argument("--expert-cache-gb", type=float, help="expert bank budget in 10^9 bytes (streaming)")
+    parser.add_argument(
+        "--backend",
+        choices=("production", "openai"),
+        default="production",
+        help="openai: any model that mlx-lm has, dense ones too, as mlx-lm runs it (production)",
+    )
     return parser
 
 

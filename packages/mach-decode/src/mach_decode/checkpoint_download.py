@@ -12,7 +12,7 @@ from mach.errors import CheckpointNotFoundError
 from mach.io.checkpoint_path import resolve_checkpoint
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "expert_sidecar/*"]
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "*.tiktoken", "expert_sidecar/*"]
 
 
 def obtain_checkpoint(name: str) -> Path:

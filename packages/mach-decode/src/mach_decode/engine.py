@@ -12,14 +12,19 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mach_decode.errors import EngineBusyError, GenerationCancelledError, TokenizerError
+from mach_decode.errors import EngineBusyError, GenerationCancelledError, ResidencyError, TokenizerError
 from mach_decode.generation import Generation
-from mach_decode.loader import LoadedModel, load_streaming_or_stacked
+from mach_decode.loaded_model import LoadedModel
+from mach_decode.loader import load_swapped
 from mach_decode.request import GenerationRequest, StepEvent
+from mach_decode.unswapped_loader import load_unswapped
 from mach_store.errors import DispatchCancelledError
 from mach_store.model_builder import compute_dtype
 
 Message = dict[str, Any]
+
+UNSWAPPED = "unswapped"
+"""The residency of `--backend openai`: experts, if any, are the model's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,13 +33,14 @@ class EngineConfig:
 
     Attributes:
         checkpoint: a directory, or the name of an installed checkpoint.
-        expert_residency: `streaming` or `stacked`.
+        expert_residency: `streaming`, `stacked` or `bf16_streaming`; `unswapped` is mlx-lm's own model, which
+            may be any; None is `stacked` where checkpoint and memory allow it, else `streaming`.
         expert_cache_gb: budget of the expert bank in 10⁹ bytes; None lets the loader choose (streaming only).
         prefill_chunk: prompt tokens per forward pass; None chooses by device and residency.
     """
 
     checkpoint: str
-    expert_residency: str = "streaming"
+    expert_residency: str | None = "streaming"
     expert_cache_gb: float | None = None
     prefill_chunk: int | None = None
 
@@ -48,7 +54,7 @@ class Engine:
 
     Attributes:
         loaded: what was loaded and how, for start-up lines and reports.
-        store: `BankCache` or `ResidentStackedExpertCache`.
+        store: what holds the experts; empty for mlx-lm's own model.
         end_tokens: token ids that end an answer.
         context_length: tokens that prompt and answer may have together.
     """
@@ -76,11 +82,16 @@ class Engine:
         Raises:
             MachError: every way in which a checkpoint, a budget or the machine can refuse.
         """
-        loaded = load_streaming_or_stacked(
-            config.checkpoint,
-            expert_residency=config.expert_residency,
-            expert_cache_gb=config.expert_cache_gb,
-        )
+        if config.expert_residency == UNSWAPPED:
+            if config.expert_cache_gb is not None:
+                raise ResidencyError("--expert-cache-gb bounds the streaming bank: --backend openai has none")
+            loaded = load_unswapped(config.checkpoint)
+        else:
+            loaded = load_swapped(
+                config.checkpoint,
+                expert_residency=config.expert_residency,
+                expert_cache_gb=config.expert_cache_gb,
+            )
         return cls(loaded, prefill_chunk=config.prefill_chunk)
 
     def generate(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, cast
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import mlx.core as mx
 
 from mach_decode.errors import PromptTooLongError, SamplingError
+from mach_decode.logprobs import LogprobQueue, MeasuredLogprobs, TokenLogprob
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest, StepEvent
 from mach_decode.sampling import choose
 from mach_decode.stop_strings import StopStrings
@@ -16,6 +19,21 @@ from mach_store.counters import LayerCounters
 
 if TYPE_CHECKING:
     from mach_decode.engine import Engine
+
+MEASURED_ROWS = 64
+"""Prompt tokens whose logits are held at once: 64 rows of 151,936 are 39 MB."""
+
+
+class Chosen(NamedTuple):
+    """A token as a graph: a scalar, and its log-probabilities if they were asked for."""
+
+    token: mx.array
+    logprobs: MeasuredLogprobs | None
+
+    def queue(self) -> None:
+        """Let the device begin."""
+        arrays = [self.token] if self.logprobs is None else [self.token, *self.logprobs.arrays]
+        mx.async_eval(*arrays)  # type: ignore[no-untyped-call]
 
 
 class Generation:
@@ -31,15 +49,21 @@ class Generation:
 
         Raises:
             PromptTooLongError: prompt and one token do not fit into the context.
-            SamplingError: the prompt is empty or names an unknown token, max_tokens is not positive, or a
-                stop string is empty.
+            SamplingError: the prompt is empty or names an unknown token, as may logit_bias; max_tokens is too
+                small, or a stop string is empty.
         """
         if not request.prompt:
             raise SamplingError("prompt", "is empty: at least one token is needed")
         if not 0 <= min(request.prompt) <= max(request.prompt) < engine.vocabulary_size:
             raise SamplingError("prompt", f"holds a token outside 0…{engine.vocabulary_size - 1}")
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise SamplingError("max_tokens", f"must be at least 1, not {request.max_tokens}")
+        unknown = [token for token, _ in request.sampling.logit_bias if token >= engine.vocabulary_size]
+        if unknown:
+            raise SamplingError(
+                "logit_bias", f"holds the token {unknown[0]}; the last is {engine.vocabulary_size - 1}"
+            )
+        least = 1 if request.prompt_logprobs is None else 0
+        if request.max_tokens is not None and request.max_tokens < least:
+            raise SamplingError("max_tokens", f"must be at least {least}, not {request.max_tokens}")
         if "" in request.stop:
             raise SamplingError("stop", "holds an empty string, which would end every answer: leave it out")
         room = engine.context_length - len(request.prompt)
@@ -54,8 +78,13 @@ class Generation:
         self._prefilled = 0
         self._text = text_stream(engine.tokenizer)
         self._stops = StopStrings(request.stop)
-        self._ahead: mx.array | None = None
+        self._ahead: Chosen | None = None
+        self._looked_ahead = 0
         self._seen = set(request.prompt)
+        self._answered: Counter[int] = Counter()
+        self._queue = LogprobQueue()
+        self._prompt_text = text_stream(engine.tokenizer)
+        self._prompt_told, self._prompt_offset = request.prompt_logprobs is None, 0
         self._counters_before: LayerCounters = engine.store.totals()
         self._began = time.perf_counter()
         self._first_token = self._last_token = 0.0
@@ -63,75 +92,120 @@ class Generation:
     def step(self) -> StepEvent:
         """Process one chunk of the prompt, or generate one token."""
         assert not self.finished, "a finished generation is not stepped"
+        if not self._prompt_told:
+            self._prompt_told = True
+            first = TokenLogprob(token=self.request.prompt[0], logprob=None)
+            return StepEvent(prompt_logprobs=self._placed([first]))
         if self._prefilled < len(self.request.prompt) - 1:
             return self._prefill_chunk()
-        token = self._next_token()
+        if self._limit == 0:
+            return self._finish("length", None, "")
+        token, entry = self._next_token()
         if token in self._engine.end_tokens:
             return self._finish("stop", token, self._flush())
-        text = self._stops.feed(self._text.feed(token))
+        piece = self._text.feed(token)
+        if entry is not None:
+            self._queue.feed(entry, len(piece))
+        text = self._stops.feed(piece)
         if self._stops.found is not None:
             return self._finish("stop", token, text)
         if len(self.tokens) >= self._limit:
             return self._finish("length", token, text + self._flush())
-        return StepEvent(text=text, token=token, prefilled=self._prefilled)
+        return StepEvent(
+            text=text, token=token, prefilled=self._prefilled, logprobs=self._queue.release(len(text))
+        )
 
     def _prefill_chunk(self) -> StepEvent:
-        """All prompt tokens but the last: the first decode step takes that, and alone makes logits."""
-        prompt = self.request.prompt
-        end = min(self._prefilled + self._engine.prefill_chunk, len(prompt) - 1)
-        self._engine.model(mx.array([prompt[self._prefilled : end]]), cache=self._cache)
+        """All prompt tokens but the last: the first decode step takes that, and makes its own logits."""
+        prompt, top = self.request.prompt, self.request.prompt_logprobs
+        chunk = self._engine.prefill_chunk if top is None else min(self._engine.prefill_chunk, MEASURED_ROWS)
+        begin, end = self._prefilled, min(self._prefilled + chunk, len(prompt) - 1)
+        logits = self._engine.model(mx.array([prompt[begin:end]]), cache=self._cache)
+        measured: tuple[TokenLogprob, ...] = ()
+        if top is not None:
+            following = mx.array(prompt[begin + 1 : end + 1])
+            measured = self._placed(MeasuredLogprobs(logits[0], following, top).values())
         self._engine.kv_caches.evaluate(self._cache)
         self._prefilled = end
-        return StepEvent(prefilled=end)
+        return StepEvent(prefilled=end, prompt_logprobs=measured)
 
-    def _next_token(self) -> int:
+    def _placed(self, entries: list[TokenLogprob]) -> tuple[TokenLogprob, ...]:
+        """Log-probabilities of prompt tokens with the places of their text."""
+        placed = []
+        for entry in entries:
+            placed.append(replace(entry, offset=self._prompt_offset))
+            self._prompt_offset += len(self._prompt_text.feed(entry.token))
+        return tuple(placed)
+
+    def _next_token(self) -> tuple[int, TokenLogprob | None]:
         prompt, made = self.request.prompt, len(self.tokens)
         chosen = self._ahead
         if chosen is None:
             chosen = self._choose_after(mx.array(self.tokens[-1] if made else prompt[-1]), made)
+        else:
+            self._looked_ahead += 1
         self._prefilled, self._ahead = len(prompt), None
         ahead = made + 1 < self._limit and self._can_look_ahead()
         if ahead and made:
             # The next pass is queued before this token is known to the host, which so never keeps the device
             # waiting. After an end token it is thrown away.
-            self._queue_after(chosen, made + 1)
-        token = cast(int, chosen.item())
+            self._queue_after(chosen.token, made + 1)
+        token = cast(int, chosen.token.item())
+        entry = None
+        if chosen.logprobs is not None:
+            entry = replace(chosen.logprobs.values()[0], offset=self._queue.offset)
         self._last_token = time.perf_counter()
         if not made:
             self._first_token = self._last_token
             if ahead:  # only now: the first token should not wait for the second
-                self._queue_after(chosen, 1)
+                self._queue_after(chosen.token, 1)
         self.tokens.append(token)
         self._seen.add(token)
-        return token
+        if self.request.constraint is not None:
+            self.request.constraint.accept(token)
+        self._answered[token] += 1
+        return token, entry
 
     def _queue_after(self, last: mx.array, made: int) -> None:
         self._ahead = self._choose_after(last, made)
-        mx.async_eval(self._ahead)  # type: ignore[no-untyped-call]
+        self._ahead.queue()
 
-    def _choose_after(self, last: mx.array, made: int) -> mx.array:
+    def _choose_after(self, last: mx.array, made: int) -> Chosen:
         """The token after `last`, when `made` tokens have been generated before it; not evaluated."""
-        prompt, sampling = self.request.prompt, self.request.sampling
+        prompt, sampling, top = self.request.prompt, self.request.sampling, self.request.logprobs
         logits = self._engine.model(last.reshape(1, 1), cache=self._cache)[0, -1]
-        return choose(logits, sampling, len(prompt) + made, self._seen)
+        constraint = self.request.constraint
+        mask = None if constraint is None else constraint.mask()
+        token = choose(logits, sampling, len(prompt) + made, self._seen, answered=self._answered, mask=mask)
+        measured = None if top is None else MeasuredLogprobs(logits[None], token[None], top)
+        return Chosen(token, measured)
 
     def _can_look_ahead(self) -> bool:
-        """Whether a pass can be built without the host: no expert to read, no earlier token to look at."""
-        return self._engine.store.host_free and self.request.sampling.repetition_penalty == 1.0
+        """Whether a pass can be built without the host: no expert to read, no earlier token to know."""
+        request = self.request
+        looks_back = request.sampling.looks_back or request.constraint is not None
+        return self._engine.store.host_free and not looks_back
 
     def _flush(self) -> str:
         return self._stops.feed(self._text.finish()) + self._stops.flush()
 
-    def _finish(self, reason: FinishReason, token: int, text: str) -> StepEvent:
+    def _finish(self, reason: FinishReason, token: int | None, text: str) -> StepEvent:
         self.finished = True
+        if not self.tokens:
+            self._first_token = self._last_token = time.perf_counter()
+        entries = self._queue.release(len(text))
         if self._stops.found is not None:
             reason = "stop"
+        else:
+            entries += self._queue.flush()
         return StepEvent(
             text=text,
             token=token,
             prefilled=self._prefilled,
             finish_reason=reason,
+            stop=self._stops.found,
             figures=self._figures(),
+            logprobs=entries,
         )
 
     def _figures(self) -> GenerationFigures:
@@ -145,4 +219,5 @@ class Generation:
             expert_misses=after.misses - before.misses,
             bytes_read=after.bytes_read - before.bytes_read,
             read_seconds=after.read_seconds - before.read_seconds,
+            looked_ahead=self._looked_ahead,
         )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mach_decode.logprobs import TokenLogprob
 from mach_decode.sampling import SamplingParams
+from mach_decode.token_constraint import TokenConstraint
 
 FinishReason = Literal["stop", "length"]
 
@@ -16,15 +18,23 @@ class GenerationRequest:
 
     Attributes:
         prompt: token ids, at least one.
-        max_tokens: tokens to generate at most; None is as many as the context holds.
+        max_tokens: tokens to generate at most; None is as many as the context holds. 0, which only measures
+            the prompt, needs `prompt_logprobs`.
         stop: strings that end the answer and are not part of it.
         sampling: how tokens are chosen.
+        logprobs: how many of the likeliest tokens to tell for each token of the answer (0 tells the token's
+            own log-probability alone); None measures nothing.
+        prompt_logprobs: the same for each token of the prompt.
+        constraint: says which tokens may come next; made for this request, and used up by it.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    constraint: TokenConstraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +50,7 @@ class GenerationFigures:
         expert_misses: experts read from disk.
         bytes_read: bytes read from disk.
         read_seconds: time spent waiting for reads.
+        looked_ahead: tokens whose pass was queued before the token before them was known to the host.
     """
 
     prompt_tokens: int
@@ -50,6 +61,7 @@ class GenerationFigures:
     expert_misses: int
     bytes_read: int
     read_seconds: float
+    looked_ahead: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -78,11 +90,18 @@ class StepEvent:
         token: the token chosen in this step; None during prefill.
         prefilled: prompt tokens processed so far.
         finish_reason: set in the last event: `stop` (end token or stop string) or `length`.
+        stop: the stop string that ended the answer, set in the last event.
         figures: set in the last event.
+        logprobs: of the tokens that `text` consists of, if they were asked for; the end token and those that
+            a stop string swallowed are left out.
+        prompt_logprobs: of the prompt's tokens processed in this step, if they were asked for.
     """
 
     text: str = ""
     token: int | None = None
     prefilled: int = 0
     finish_reason: FinishReason | None = None
+    stop: str | None = None
     figures: GenerationFigures | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()

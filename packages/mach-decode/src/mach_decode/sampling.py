@@ -3,17 +3,21 @@
 Greedy is the argmax of the logits. Sampling uses random numbers keyed by (seed, position) alone, so that a
 run can be repeated, and a speculative or batched run can be compared with a plain one token for token.
 
-The order is that of Hugging Face's and vLLM's samplers: repetition penalty, temperature, top-k, top-p, min-p.
+The order is that of Hugging Face's and vLLM's samplers: bias, allowed tokens, penalties (repetition,
+frequency, presence), temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from mach_decode.errors import SamplingError
+from mach_decode.token_constraint import apply_bitmask
 
 _MASK64 = (1 << 64) - 1
 _LEAST_TEMPERATURE = 1e-30
@@ -31,6 +35,9 @@ class SamplingParams:
         min_p: least probability as a part of the greatest one, 0 to 1; 0 is off.
         repetition_penalty: above 0; 1 is off. Positive logits of tokens already seen (in prompt or answer)
             are divided by it, negative ones multiplied (Keskar et al. 2019, CTRL).
+        frequency_penalty: -2 to 2; taken from a token's logit once for each time it stands in the answer.
+        presence_penalty: -2 to 2; taken once from the logits of tokens that stand in the answer.
+        logit_bias: (token id, what is added to its logit: -100 to 100), each token at most once.
         seed: 64 bits; any integer.
     """
 
@@ -39,6 +46,9 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -54,14 +64,37 @@ class SamplingParams:
             raise SamplingError(
                 "repetition_penalty", f"must be above 0 and at most 10, not {self.repetition_penalty}"
             )
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not -2.0 <= getattr(self, name) <= 2.0:
+                raise SamplingError(name, f"must be from -2 to 2, not {getattr(self, name)}")
+        for token, bias in self.logit_bias:
+            if token < 0:
+                raise SamplingError("logit_bias", f"holds the token {token}, which is none")
+            if not -100.0 <= bias <= 100.0:
+                raise SamplingError("logit_bias", f"must be from -100 to 100, not {bias} (token {token})")
+        if len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
+            raise SamplingError("logit_bias", "names a token twice")
 
     @property
     def greedy(self) -> bool:
         """Whether no random number is drawn."""
         return self.temperature == 0.0
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether a choice depends on the tokens before it, other than through the model."""
+        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
-def choose(logits: mx.array, params: SamplingParams, position: int, seen: Collection[int]) -> mx.array:
+
+def choose(
+    logits: mx.array,
+    params: SamplingParams,
+    position: int,
+    seen: Collection[int],
+    *,
+    answered: Mapping[int, int] | None = None,
+    mask: npt.NDArray[np.int32] | None = None,
+) -> mx.array:
     """The next token.
 
     Args:
@@ -69,16 +102,27 @@ def choose(logits: mx.array, params: SamplingParams, position: int, seen: Collec
         params: how to choose.
         position: index in the sequence, prompt included, that the token will have.
         seen: tokens of prompt and answer so far, in any order; read only with a repetition penalty.
+        answered: how often each token stands in the answer so far; read only with the other two penalties.
+        mask: the tokens that may be chosen, as `TokenConstraint.mask` gives them; None allows all.
 
     Returns:
         A scalar array, not yet evaluated.
     """
     logits = logits.astype(mx.float32)
+    if params.logit_bias:
+        tokens, biases = zip(*params.logit_bias, strict=True)
+        logits = logits.at[mx.array(tokens)].add(mx.array(biases, mx.float32))
+    if mask is not None:
+        logits = apply_bitmask(logits, mask)
     if params.repetition_penalty != 1.0 and len(seen):
         ids = mx.array(sorted(set(seen)))
         rows = logits[ids]
         penalty = params.repetition_penalty
         logits[ids] = mx.where(rows > 0, rows / penalty, rows * penalty)
+    if answered and (params.frequency_penalty != 0.0 or params.presence_penalty != 0.0):
+        ids = mx.array(list(answered))
+        times = mx.array(list(answered.values()), mx.float32)
+        logits = logits.at[ids].add(-params.presence_penalty - params.frequency_penalty * times)
     if params.greedy:
         return mx.argmax(logits)
     # From the greatest down, so that no temperature, however small, makes an infinity of it.

@@ -15,7 +15,8 @@ from mach_decode.checkpoint_download import obtain_checkpoint
 from mach_decode.draft_settings import refuse_draft_settings
 from mach_decode.errors import DecodeError, ResidencyError
 from mach_decode.kv_cache import KVCacheFactory
-from mach_decode.loader import ExpertStore, load_moe
+from mach_decode.loaded_model import ExpertStore
+from mach_decode.loader import load_moe
 
 ARCHITECTURE = "deepseek_v4"
 

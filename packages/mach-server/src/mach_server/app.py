@@ -13,7 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mach_server.chat_endpoint import ChatEndpoint, error_response
+from mach_server.answer_endpoint import AnswerEndpoint, error_response
+from mach_server.count_endpoint import CountEndpoint
+from mach_server.endpoints import read_chat, read_completion, read_messages, read_response
 from mach_server.errors import BadRequestError, GenerationError
 from mach_server.inference_service import InferenceService
 from mach_server.reports import cache_stats, capabilities, stats
@@ -47,7 +49,11 @@ def create_app(service: InferenceService) -> Starlette:
     app = Starlette(
         routes=[
             Route("/v1/models", models, methods=["GET"]),
-            Route("/v1/chat/completions", ChatEndpoint(service), methods=["POST"]),
+            Route("/v1/chat/completions", AnswerEndpoint(service, read_chat), methods=["POST"]),
+            Route("/v1/completions", AnswerEndpoint(service, read_completion), methods=["POST"]),
+            Route("/v1/responses", AnswerEndpoint(service, read_response), methods=["POST"]),
+            Route("/v1/messages", AnswerEndpoint(service, read_messages), methods=["POST"]),
+            Route("/v1/messages/count_tokens", CountEndpoint(service), methods=["POST"]),
             Route("/v1/stats", stats_report, methods=["GET"]),
             Route("/v1/cache/stats", cache_report, methods=["GET"]),
             Route("/v1/capabilities", capabilities_report, methods=["GET"]),
@@ -80,10 +86,11 @@ class RequestGate:
                 return
             self.open += 1
             try:
-                refused = self._service.draining
-                await (error_response(self._service.shutting_down()) if refused else app)(
-                    scope, receive, send
-                )
+                if self._service.draining:
+                    refusal = error_response(self._service.shutting_down(), scope["path"])
+                    await refusal(scope, receive, send)
+                else:
+                    await app(scope, receive, send)
             finally:
                 self.open -= 1
 
@@ -97,14 +104,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
         message, code = f"{request.method} is not allowed on {path}", "method_not_allowed"
     else:
         message, code = f"there is nothing at {path}", "not_found"
-    answer = error_response(BadRequestError(message, code=code))
-    answer.status_code = error.status_code
+    told = BadRequestError(message, code=code)
+    told.status = error.status_code
+    answer = error_response(told, path)
     answer.headers.update(error.headers or {})
     return answer
 
 
-async def _bug(request: Request, error: Exception) -> Response:
-    return error_response(GenerationError("the server failed; its log says why", code="internal_error"))
+async def _bug(request: Request, bug: Exception) -> Response:
+    error = GenerationError("the server failed; its log says why", code="internal_error")
+    return error_response(error, request.url.path)
 
 
 def _json(value: object) -> Response:

@@ -1,99 +1,138 @@
 """Owns the request body of `/v1/chat/completions`: what is understood, what is harmless, what is refused.
 
-A field that would change the answer and is not supported is refused by name; none is ignored.
+A field that would change the answer and cannot be honoured is refused by name; none is ignored.
 """
 
 from __future__ import annotations
 
-import re
-import secrets
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from mach_decode.request import GenerationRequest
-from mach_decode.sampling import SamplingParams
-from mach_server.errors import BadRequestError, ModelNotFoundError
+from mach_server.answer_request import AnswerRequest, FunctionTool, ToolRules
+from mach_server.conversation_parts import ContentPart, arguments_of, check_tools, text_of
+from mach_server.errors import BadRequestError
 from mach_server.limits import Limits
+from mach_server.output_fields import StructuredOutputs, guided_rule, output_rule
+from mach_server.sampling_fields import MOST_ALTERNATIVES, check_count, sampling_of, stops_of
+from mach_server.wire_body import check_model, decode_body, invalid, refuse_unsupported, unsupported
 
-DEFAULT_TEMPERATURE = 1.0
-"""OpenAI's; the library's own default is greedy."""
-
-_RESERVED_TEMPLATE_OPTIONS = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "continue_final_message",
-        "conversation",
-        "documents",
-        "max_length",
-        "messages",
-        "padding",
-        "return_assistant_tokens_mask",
-        "return_dict",
-        "return_tensors",
-        "tokenize",
-        "tokenizer_kwargs",
-        "tools",
-        "truncation",
-    }
-)
-"""Arguments of the template's caller, which a request may not take over."""
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+_NEUTRAL: dict[str, tuple[object, ...]] = {
     "audio": (),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
+    "moderation": (),
     "n": (1,),
     "prediction": (),
-    "presence_penalty": (0,),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
+    "store": (False,),
     "verbosity": (),
     "web_search_options": (),
 }
 """OpenAI's fields that are not supported, with the values (null apart) that change nothing."""
 
 
-class TextPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A piece of a message's content."""
+class FunctionCall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a call is to; `arguments` is JSON text."""
 
-    type: Literal["text"]
-    text: str
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A call that an earlier answer made; `index` is what streaming clients leave in it."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+    index: int | None = None
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One message; the last five fields are those that clients echo from an earlier answer."""
+    """One message; its last fields are those that clients echo from an earlier answer."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
     name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning: str | None = None
     reasoning_content: str | None = None
-    refusal: None = None
+    refusal: str | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: list[Any] | None = None
     annotations: list[Any] | None = None
 
-    def for_template(self) -> dict[str, str]:
-        """What the checkpoint's chat template sees: text parts joined by newlines, as vLLM joins them."""
-        content = self.content
-        if not isinstance(content, str):
-            content = "\n".join(part.text for part in content)
+    def for_template(self, path: str) -> dict[str, Any]:
+        """What the checkpoint's chat template sees.
+
+        Args:
+            path: where the message stands, for errors.
+
+        Raises:
+            BadRequestError: a field is missing, or does not belong to this role.
+        """
         # Templates know no developer; OpenAI made it the new name of system.
-        message = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        message: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}
+        reasoning = self.reasoning if self.reasoning_content is None else self.reasoning_content
+        self._check_role(path, reasoning)
+        content = self.content if self.content is not None else self.refusal or ""
+        message["content"] = text_of(content, f"{path}.content")
         if self.name is not None:
             message["name"] = self.name
-        if self.reasoning_content is not None:
-            message["reasoning_content"] = self.reasoning_content
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if reasoning is not None:
+            message["reasoning_content"] = reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                _call_for_template(call, f"{path}.tool_calls[{index}]")
+                for index, call in enumerate(self.tool_calls)
+            ]
         return message
+
+    def _check_role(self, path: str, reasoning: str | None) -> None:
+        assistant = self.role == "assistant"
+        if self.content is None and not (
+            assistant and (self.tool_calls or reasoning is not None or self.refusal is not None)
+        ):
+            raise _missing(f"{path}.content")
+        if self.role == "tool" and self.tool_call_id is None:
+            raise _missing(f"{path}.tool_call_id")
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise invalid(f"{path}.tool_call_id", "belongs to messages of the role tool")
+        if self.tool_calls and not assistant:
+            raise invalid(f"{path}.tool_calls", "belong to messages of the role assistant")
+
+
+class Function(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a tool is."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A tool; OpenAI's other kinds are refused."""
+
+    type: str
+    function: Function | None = None
+    custom: Any = None
+
+
+class NamedFunction(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The function that must be called."""
+
+    name: str
+
+
+class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A choice of one function."""
+
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -117,34 +156,41 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
     metadata: Any = None
-    parallel_tool_calls: Any = None
     prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
     safety_identifier: Any = None
     service_tier: Any = None
-    store: Any = None
     user: Any = None
 
     audio: Any = None
-    frequency_penalty: Any = None
     function_call: Any = None
     functions: Any = None
-    logit_bias: Any = None
-    logprobs: Any = None
     modalities: Any = None
+    moderation: Any = None
     n: Any = None
     prediction: Any = None
-    presence_penalty: Any = None
-    reasoning_effort: Any = None
-    response_format: Any = None
-    tool_choice: Any = None
-    tools: Any = None
-    top_logprobs: Any = None
+    store: Any = None
     verbosity: Any = None
     web_search_options: Any = None
 
@@ -153,102 +199,69 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def template_messages(self) -> list[dict[str, str]]:
-        """The conversation for the chat template."""
-        return [message.for_template() for message in self.messages]
-
-    def generation(self, prompt: tuple[int, ...]) -> GenerationRequest:
-        """The engine's request for this body and its rendered prompt.
-
-        Without a seed a random one is drawn.
+    def answer_request(self, model_names: frozenset[str], limits: Limits) -> AnswerRequest:
+        """What the body asks for.
 
         Raises:
+            BadRequestError, ModelNotFoundError: naming the field that cannot be honoured.
             SamplingError: a sampling parameter is out of range.
         """
-        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return GenerationRequest(
-            prompt=prompt, max_tokens=limit, stop=self._stops(), sampling=self.sampling()
-        )
-
-    def sampling(self) -> SamplingParams:
-        """How tokens are chosen; raises as `generation`."""
-        off = SamplingParams()
-        return SamplingParams(
-            temperature=_given(self.temperature, DEFAULT_TEMPERATURE),
-            top_p=_given(self.top_p, off.top_p),
-            top_k=_given(self.top_k, off.top_k),
-            min_p=_given(self.min_p, off.min_p),
-            repetition_penalty=_given(self.repetition_penalty, off.repetition_penalty),
-            seed=secrets.randbits(63) if self.seed is None else self.seed,
-        )
-
-    def _stops(self) -> tuple[str, ...]:
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-
-    def check(self, model_names: frozenset[str], limits: Limits) -> None:
-        """Refuse what cannot be honoured.
-
-        Raises:
-            BadRequestError, ModelNotFoundError: naming the field.
-            SamplingError: a sampling parameter is out of range.
-        """
-        if self.model not in model_names:
-            raise ModelNotFoundError(
-                f"the model {self.model[:200]!r} is not loaded, but {', '.join(sorted(model_names))} is",
-                param="model",
-                code="model_not_found",
-            )
-        for name, neutral in _NEUTRAL.items():
-            value = getattr(self, name)
-            if value is not None and value not in neutral:
-                raise BadRequestError(
-                    f"{name} is not supported in this version; leave it out",
-                    param=name,
-                    code="unsupported_parameter",
-                )
+        check_model(self.model, model_names)
+        refuse_unsupported(self, _NEUTRAL)
         if not self.messages:
-            raise BadRequestError("messages must not be empty", param="messages")
-        for index, message in enumerate(self.messages):
-            if message.tool_calls:
-                param = f"messages[{index}].tool_calls"
-                raise BadRequestError(
-                    f"{param} is not supported in this version", param=param, code="unsupported_parameter"
-                )
+            raise invalid("messages", "must not be empty")
         for name in ("max_tokens", "max_completion_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadRequestError(
-                    f"{name} must be at least 1, not {value}", param=name, code="invalid_value"
-                )
+            check_count(name, getattr(self, name), least=1)
         if self.stream_options is not None and not self.stream:
-            raise BadRequestError("stream_options is only allowed with stream: true", param="stream_options")
-        reserved = sorted(_RESERVED_TEMPLATE_OPTIONS.intersection(self.chat_template_kwargs or {}))
-        if reserved:
-            raise BadRequestError(
-                f"chat_template_kwargs must not hold {reserved[0]!r}", param="chat_template_kwargs"
-            )
-        self._check_stops(limits)
-        self.sampling()
+            raise invalid("stream_options", "is only allowed with stream: true")
+        check_count("top_logprobs", self.top_logprobs, least=0, most=MOST_ALTERNATIVES)
+        if self.top_logprobs and not self.logprobs:
+            raise invalid("top_logprobs", "needs logprobs: true")
+        limit = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return AnswerRequest(
+            messages=tuple(
+                message.for_template(f"messages[{index}]") for index, message in enumerate(self.messages)
+            ),
+            template_options=self.chat_template_kwargs or {},
+            effort=self.reasoning_effort,
+            tools=self._tool_rules(limits),
+            output=guided_rule(self) or output_rule(self.response_format, "response_format"),
+            max_tokens=limit,
+            stop=stops_of(self.stop, limits.stop_strings, limits),
+            sampling=sampling_of(
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                frequency_penalty=self.frequency_penalty,
+                presence_penalty=self.presence_penalty,
+                logit_bias=self.logit_bias,
+                seed=self.seed,
+                limits=limits,
+            ),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
 
-    def _check_stops(self, limits: Limits) -> None:
-        stops = self._stops()
-        if len(stops) > limits.stop_strings:
-            raise BadRequestError(
-                f"stop holds {len(stops)} strings, but {limits.stop_strings} are allowed", param="stop"
-            )
-        for stop in stops:
-            if not 1 <= len(stop) <= limits.stop_string_length:
-                raise BadRequestError(
-                    f"a stop string must have 1 to {limits.stop_string_length} characters, not {len(stop)}",
-                    param="stop",
-                )
+    def _tool_rules(self, limits: Limits) -> ToolRules:
+        tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
+        check_tools(tools, limits.tools)
+        parallel = self.parallel_tool_calls is not False
+        choice = self.tool_choice
+        if isinstance(choice, NamedChoice):
+            name = choice.function.name
+            if name not in {tool.name for tool in tools}:
+                raise invalid("tool_choice", f"names {name[:NAME_SHOWN]!r}, which is none of the tools")
+            # OpenAI: a named choice is one call.
+            return ToolRules(tools=tools, mode="named", name=name, parallel=False)
+        if choice == "required" and not tools:
+            raise invalid("tool_choice", "is required, but there are no tools")
+        return ToolRules(tools=tools, mode=choice or "auto", parallel=parallel)
 
+
+NAME_SHOWN = 80
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
-_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
-_FIELD = re.compile(r"field `(?P<field>[^`]*)`")
 
 
 def parse_chat_request(body: bytes) -> ChatRequest:
@@ -257,35 +270,34 @@ def parse_chat_request(body: bytes) -> ChatRequest:
     Raises:
         BadRequestError: it is not UTF-8 or not JSON, or a field is unknown, missing or of the wrong type.
     """
-    try:
-        return _DECODER.decode(body)
-    except msgspec.ValidationError as error:
-        raise _type_error(str(error)) from error
-    except msgspec.DecodeError as error:
-        raise BadRequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
-    except UnicodeDecodeError as error:
-        raise BadRequestError("the body is not valid UTF-8", code="invalid_json") from error
-    except RecursionError as error:
-        raise BadRequestError("the body is nested too deeply", code="invalid_json") from error
+    return decode_body(_DECODER, body)
 
 
-def _type_error(message: str) -> BadRequestError:
-    """The error for msgspec's message, with its JSON path taken out and named as `param`."""
-    found = _PATH.search(message)
-    param = found["path"] if found else ""
-    message = _PATH.sub("", message)
-    field = _FIELD.search(message)
-    if field:
-        param = f"{param}.{field['field']}".removeprefix(".")
-    if "unknown field" in message:
-        return BadRequestError(f"{param} is not a known field", param=param, code="unknown_parameter")
-    if "missing required field" in message:
-        return BadRequestError(f"{param} is missing", param=param, code="missing_required_parameter")
-    return BadRequestError(f"{param or 'the body'}: {message}", param=param or None, code="invalid_type")
+def _tool(tool: Tool, param: str) -> FunctionTool:
+    if tool.type != "function":
+        raise unsupported(f"{param}.type", f"{tool.type[:NAME_SHOWN]!r} is not a function")
+    if tool.function is None:
+        raise _missing(f"{param}.function")
+    function = tool.function
+    schema = {"type": "object", "properties": {}} if function.parameters is None else function.parameters
+    return FunctionTool(
+        name=function.name,
+        description=function.description,
+        parameters=schema,
+        strict=bool(function.strict),
+        param=param,
+    )
 
 
-Number = TypeVar("Number", int, float)
+def _call_for_template(call: ToolCall, path: str) -> dict[str, Any]:
+    function = call.function
+    arguments = arguments_of(function.arguments, f"{path}.function.arguments")
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": function.name, "arguments": arguments},
+    }
 
 
-def _given(value: Number | None, default: Number) -> Number:
-    return default if value is None else value
+def _missing(param: str) -> BadRequestError:
+    return BadRequestError(f"{param} is missing", param=param, code="missing_required_parameter")

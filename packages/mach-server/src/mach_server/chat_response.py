@@ -4,46 +4,53 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Iterable
 from typing import Literal
 
 import msgspec
 
-from mach_decode.request import FinishReason, GenerationFigures
+from mach_decode.logprobs import TokenLogprob
+from mach_decode.token_text import TokenTexts
+from mach_server.answer.events import Event, ReasoningDelta, TextDelta, ToolCallArguments, ToolCallStart
+from mach_server.answer_reader import AnswerPart
+from mach_server.collected_answer import Block, CollectedAnswer, FinishReason, Outcome
+from mach_server.errors import ApiError
+from mach_server.event_stream import DONE, data_event
+from mach_server.token_logprobs import TokenEntry, token_entries
+from mach_server.usage import Usage
 
-DONE = b"data: [DONE]\n\n"
+
+class ChoiceLogprobs(msgspec.Struct, kw_only=True):
+    """Of every token of the answer, whatever its text became."""
+
+    content: list[TokenEntry]
+    refusal: None = None
 
 
-class PromptTokensDetails(msgspec.Struct, kw_only=True):
-    """No prompt token is taken from a cache yet."""
+class CalledFunction(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a call is to; in a chunk, what the chunk adds."""
 
-    cached_tokens: int = 0
+    arguments: str
+    name: str | None = None
 
 
-class Usage(msgspec.Struct, kw_only=True):
-    """Token counts; the end token counts as a completion token."""
+class AnswerCall(msgspec.Struct, kw_only=True):
+    """A whole call."""
 
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-    @classmethod
-    def of(cls, figures: GenerationFigures) -> Usage:
-        """The usage of one answer."""
-        return cls(
-            prompt_tokens=figures.prompt_tokens,
-            completion_tokens=figures.completion_tokens,
-            total_tokens=figures.prompt_tokens + figures.completion_tokens,
-            prompt_tokens_details=PromptTokensDetails(),
-        )
+    id: str
+    function: CalledFunction
+    type: Literal["function"] = "function"
 
 
 class AnswerMessage(msgspec.Struct, kw_only=True):
-    """The assistant's message."""
+    """The assistant's message; content is null where there are only calls."""
 
-    content: str
+    content: str | None
     role: Literal["assistant"] = "assistant"
     refusal: None = None
+    tool_calls: list[AnswerCall] | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Choice(msgspec.Struct, kw_only=True):
@@ -52,7 +59,7 @@ class Choice(msgspec.Struct, kw_only=True):
     message: AnswerMessage
     finish_reason: FinishReason
     index: int = 0
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -67,11 +74,23 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     object: Literal["chat.completion"] = "chat.completion"
 
 
+class CallDelta(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a chunk adds to a call; its id, type and function's name come once."""
+
+    index: int
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] | None = None
+
+
 class Delta(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What one chunk adds."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class ChunkChoice(msgspec.Struct, kw_only=True):
@@ -80,7 +99,7 @@ class ChunkChoice(msgspec.Struct, kw_only=True):
     delta: Delta
     finish_reason: FinishReason | None = None
     index: int = 0
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
 
 
 class ChatCompletionChunk(msgspec.Struct, kw_only=True):
@@ -95,41 +114,79 @@ class ChatCompletionChunk(msgspec.Struct, kw_only=True):
     usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
 
 
-class ChatAnswer:
+class ChatWriter:
     """Writes one answer, whole or in chunks, under one id."""
 
-    def __init__(self, model: str, system_fingerprint: str, *, include_usage: bool = False) -> None:
-        """Args: include_usage: whether the chunks have the key `usage`."""
+    def __init__(
+        self,
+        model: str,
+        system_fingerprint: str,
+        texts: TokenTexts,
+        *,
+        include_usage: bool = False,
+        logprobs: bool = False,
+    ) -> None:
+        """Args: include_usage: whether the chunks have the key `usage`; logprobs: whether tokens are told."""
         self.id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created = int(time.time())
         self._model, self._fingerprint = model, system_fingerprint
         self._include_usage = include_usage
+        self._texts, self._logprobs = texts, logprobs
+        self._untold: list[TokenLogprob] = []
 
-    def whole(self, text: str, reason: FinishReason, figures: GenerationFigures) -> bytes:
+    def whole(self, answer: CollectedAnswer, outcome: Outcome) -> bytes:
         """The body of an answer that was not streamed."""
+        calls = [_whole_call(block) for block in answer.calls]
+        text, reasoning = answer.text, answer.reasoning or msgspec.UNSET
+        message = AnswerMessage(
+            content=None if calls and not text.strip() else text,
+            tool_calls=calls or msgspec.UNSET,
+            reasoning=reasoning,
+            reasoning_content=reasoning,
+        )
+        choice = Choice(message=message, finish_reason=outcome.reason, logprobs=self._told(answer.logprobs))
         return msgspec.json.encode(
             ChatCompletion(
                 id=self.id,
                 created=self._created,
                 model=self._model,
                 system_fingerprint=self._fingerprint,
-                choices=[Choice(message=AnswerMessage(content=text), finish_reason=reason)],
-                usage=Usage.of(figures),
+                choices=[choice],
+                usage=Usage.of(outcome),
             )
         )
 
-    def role_chunk(self) -> bytes:
-        """The first event."""
+    def begin(self, prompt_tokens: int) -> bytes:
+        """The chunk with the role."""
         return self._event([ChunkChoice(delta=Delta(role="assistant", content=""))])
 
-    def text_chunk(self, text: str) -> bytes:
-        """An event that adds `text`."""
-        return self._event([ChunkChoice(delta=Delta(content=text))])
+    def part(self, part: AnswerPart) -> bytes:
+        """A chunk for each event; the first carries the log-probabilities of all that has come."""
+        self._untold += part.logprobs
+        events = b""
+        for event in part.events:
+            delta = _delta(event)
+            if delta is None:
+                continue
+            told = self._told(self._untold) if self._untold else None
+            self._untold = []
+            events += self._event([ChunkChoice(delta=delta, logprobs=told)])
+        return events
 
-    def last_chunks(self, reason: FinishReason, figures: GenerationFigures) -> bytes:
+    def end(self, outcome: Outcome) -> bytes:
         """The finish reason, the usage if it was asked for, and the end mark."""
-        end = self._event([ChunkChoice(delta=Delta(), finish_reason=reason)])
-        return end + (self._event([], Usage.of(figures)) if self._include_usage else b"") + DONE
+        told = self._told(self._untold) if self._untold else None
+        end = self._event([ChunkChoice(delta=Delta(), finish_reason=outcome.reason, logprobs=told)])
+        return end + (self._event([], Usage.of(outcome)) if self._include_usage else b"") + DONE
+
+    def failed(self, error: ApiError) -> bytes:
+        """An event with `error` in a chunk's place."""
+        return data_event(error.body())
+
+    def _told(self, entries: Iterable[TokenLogprob]) -> ChoiceLogprobs | None:
+        if not self._logprobs:
+            return None
+        return ChoiceLogprobs(content=token_entries(entries, self._texts))
 
     def _event(self, choices: list[ChunkChoice], usage: Usage | None = None) -> bytes:
         chunk = ChatCompletionChunk(
@@ -140,9 +197,23 @@ class ChatAnswer:
             choices=choices,
             usage=usage if self._include_usage else msgspec.UNSET,
         )
-        return event_of(msgspec.json.encode(chunk))
+        return data_event(msgspec.json.encode(chunk))
 
 
-def event_of(payload: bytes) -> bytes:
-    """A server-sent event that carries `payload`, which holds no newline."""
-    return b"data: " + payload + b"\n\n"
+def _whole_call(block: Block) -> AnswerCall:
+    return AnswerCall(id=block.id, function=CalledFunction(name=block.name, arguments=block.text))
+
+
+def _delta(event: Event) -> Delta | None:
+    """What `event` adds to the message; the end of a call adds nothing."""
+    match event:
+        case TextDelta(text):
+            return Delta(content=text)
+        case ReasoningDelta(text):
+            return Delta(reasoning=text, reasoning_content=text)
+        case ToolCallStart(index, id, name):
+            function = CalledFunction(name=name, arguments="")
+            return Delta(tool_calls=[CallDelta(index=index, id=id, type="function", function=function)])
+        case ToolCallArguments(index, fragment):
+            return Delta(tool_calls=[CallDelta(index=index, function=CalledFunction(arguments=fragment))])
+    return None

@@ -125,16 +125,59 @@ class ErrorBody(msgspec.Struct, kw_only=True):
     error: ErrorDetail
 
 
-def api_error_of(error: BaseException) -> ApiError:
-    """How an exception of the engine is told to the client that caused it."""
+class AnthropicDetail(msgspec.Struct, kw_only=True):
+    """The `error` object of Anthropic's API."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(msgspec.Struct, kw_only=True):
+    """Anthropic's form of an error, as a body and as the data of an event."""
+
+    error: AnthropicDetail
+    type: str = "error"
+
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_body(error: ApiError) -> bytes:
+    """`error` as Anthropic's clients expect it."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "api_error")
+    return msgspec.json.encode(AnthropicErrorBody(error=AnthropicDetail(type=kind, message=str(error))))
+
+
+def error_body_for(path: str, error: ApiError) -> bytes:
+    """`error` in the form of the API that `path` belongs to."""
+    return anthropic_body(error) if path.startswith("/v1/messages") else error.body()
+
+
+def api_error_of(error: BaseException, field: str = "messages") -> ApiError:
+    """How an exception of the engine is told to the client that caused it.
+
+    Args:
+        error: what was raised.
+        field: the request field that holds the prompt.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, PromptTooLongError):
-        return BadRequestError(str(error), param="messages", code="context_length_exceeded")
+        return BadRequestError(str(error), param=field, code="context_length_exceeded")
     if isinstance(error, SamplingError):
         return BadRequestError(str(error), param=error.parameter, code="invalid_value")
     if isinstance(error, TokenizerError):
-        return BadRequestError(str(error), param="messages")
+        return BadRequestError(str(error), param=field)
     if isinstance(error, MachError):
         return GenerationError(str(error), code="generation_failed")
     return GenerationError("the engine failed; the server's log says why", code="internal_error")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from starlette.types import Send
 
-from mach_server.chat_response import event_of
-from mach_server.errors import ApiError
-
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -38,7 +35,21 @@ class EventStream:
         """Close the stream."""
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def fail(self, error: ApiError) -> None:
-        """Tell `error` as the last event, and close the stream."""
-        await self.send(event_of(error.body()))
+    async def close_with(self, events: bytes) -> None:
+        """Send the last events, and close the stream."""
+        await self.send(events)
         await self.end()
+
+
+DONE = b"data: [DONE]\n\n"
+"""OpenAI's mark of a stream's end."""
+
+
+def data_event(payload: bytes) -> bytes:
+    """An event without a name. Args: payload: JSON, which holds no newline."""
+    return b"data: " + payload + b"\n\n"
+
+
+def named_event(name: str, payload: bytes) -> bytes:
+    """An event with a name. Args: payload: JSON, which holds no newline."""
+    return b"event: " + name.encode() + b"\ndata: " + payload + b"\n\n"

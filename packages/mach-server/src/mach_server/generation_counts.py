@@ -62,7 +62,7 @@ class GenerationCounts:
         self.completion_tokens += figures.completion_tokens
         self.first_token_seconds += figures.first_token_seconds
         self.decode_seconds += figures.decode_seconds
-        self.decode_steps += figures.completion_tokens - 1
+        self.decode_steps += max(0, figures.completion_tokens - 1)
         self.last = {
             "prompt_tokens": figures.prompt_tokens,
             "completion_tokens": figures.completion_tokens,
@@ -70,6 +70,7 @@ class GenerationCounts:
             "time_to_first_token_seconds": queue_seconds + figures.first_token_seconds,
             "prompt_tokens_per_second": figures.prompt_tokens_per_second,
             "decode_tokens_per_second": figures.decode_tokens_per_second,
+            "looked_ahead_tokens": figures.looked_ahead,
             "expert_hit_rate": figures.hit_rate,
             "expert_bytes_read": figures.bytes_read,
             "expert_read_seconds": figures.read_seconds,

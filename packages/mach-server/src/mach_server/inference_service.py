@@ -1,25 +1,16 @@
-"""Owns what all endpoints share: the loaded model, the tokenizer's thread, admission, and the way to a job.
-
-Rendering and tokenizing have a thread of their own. The event loop cannot do it (138,000 tokens take 0.4 s),
-and the generation thread must not: a prompt that is refused should not have waited behind somebody's answer.
-Tokenizers release the GIL, so that the loop is late by 15 ms at worst meanwhile. It is one thread, because
-a tokenizer object refuses to be used twice at once.
-"""
+"""Owns what all endpoints share: the loaded model, admission, and the way to a job."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
-from mach_decode.engine import Engine, EngineConfig, Message
-from mach_decode.errors import PromptTooLongError
+from mach_decode.engine import Engine, EngineConfig
 from mach_decode.request import GenerationRequest
 from mach_server.errors import QueueFullError, UnavailableError
 from mach_server.generation_thread import GenerationThread, Job
 from mach_server.limits import Limits
+from mach_server.preparation import Preparation
 from mach_server.serving_facts import ServingFacts, facts_of
 from mach_server.token_channel import TokenChannel
 
@@ -29,6 +20,7 @@ class InferenceService:
 
     Attributes:
         facts: what was loaded.
+        preparation: what is done for requests before the engine sees them.
         limits: the bounds it works under.
         thread: the generation thread.
         admitted: requests whose answers are not finished, waiting or running.
@@ -37,6 +29,7 @@ class InferenceService:
     """
 
     facts: ServingFacts
+    preparation: Preparation
 
     def __init__(
         self,
@@ -51,9 +44,8 @@ class InferenceService:
         self.admitted = self.rejected = 0
         self.draining = False
         self._config, self._target_only, self._engine_class = config, target_only, engine_class
-        self._engine: Engine | None = None
+        self._loaded = False
         self._open_jobs: set[Job] = set()
-        self._tokenizer_thread = ThreadPoolExecutor(1, thread_name_prefix="mach-tokenizer")
         self.thread = GenerationThread(self._load)
 
     def start(self) -> None:
@@ -62,19 +54,19 @@ class InferenceService:
         Raises:
             MachError: every way in which a checkpoint, a budget or the machine can refuse.
         """
-        self._engine = self.thread.start()
+        self.thread.start()
 
     def close(self) -> bool:
         """Free the engine; False when its thread would not end in time."""
-        self._tokenizer_thread.shutdown(cancel_futures=True)
-        self._engine = None  # the generation thread frees it
+        if self._loaded:
+            self.preparation.close()
         return self.thread.close(self.limits.shutdown_seconds)
 
     def _load(self) -> Engine:
         engine = self._engine_class.load(self._config)
         self.facts = facts_of(engine, self._config.checkpoint, target_only=self._target_only)
-        # The first call may change a tokenizer's settings, which it refuses while another thread decodes.
-        engine.encode("warm")
+        self.preparation = Preparation(engine, self.limits)
+        self._loaded = True
         return engine
 
     @contextmanager
@@ -104,22 +96,6 @@ class InferenceService:
         return UnavailableError(
             "the server is shutting down", code="shutting_down", retry_after=self.limits.retry_after
         )
-
-    async def render_chat(self, messages: list[Message], options: dict[str, Any]) -> tuple[int, ...]:
-        """A conversation's tokens.
-
-        Raises:
-            TokenizerError: the template refuses the messages.
-            PromptTooLongError: they leave no room for an answer.
-        """
-        engine, loop = self._engine, asyncio.get_running_loop()
-        assert engine is not None, "a started service"
-        tokens = await loop.run_in_executor(
-            self._tokenizer_thread, lambda: engine.render_chat(messages, **options)
-        )
-        if len(tokens) >= self.facts.context_length:
-            raise PromptTooLongError(len(tokens), self.facts.context_length)
-        return tokens
 
     @contextmanager
     def generation(self, request: GenerationRequest, channel: TokenChannel) -> Iterator[None]:

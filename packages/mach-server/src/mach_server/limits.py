@@ -21,8 +21,16 @@ class Limits:
         send_buffer_bytes: SO_SNDBUF of connections; None leaves it to the system, which may then buffer some
             megabytes for each client.
         stuck_client_seconds: time that sent bytes may go unacknowledged (TCP_USER_TIMEOUT, Linux only).
-        stop_strings: stop strings of one request.
+        keep_alive_seconds: silence after which a stream gets a comment that says how far its answer is, so
+            that no proxy takes it for dead. The first one carries the status line, 200: a failure after it
+            is told as an event.
+        stop_strings: stop strings of one request to OpenAI's endpoints.
+        stop_sequences: the same for Anthropic's.
         stop_string_length: characters of one stop string.
+        logit_biases: tokens in the logit_bias of one request.
+        tools: functions in one request.
+        measured_prompt_tokens: tokens of a prompt whose log-probabilities are asked for: each takes some
+            kilobytes with its alternatives.
         drain_seconds: time that running requests have to finish after SIGTERM.
         shutdown_seconds: time that cancelled requests and open connections have after that.
     """
@@ -35,7 +43,12 @@ class Limits:
     client_buffer_events: int = 4096
     send_buffer_bytes: int | None = None
     stuck_client_seconds: float = 60.0
+    keep_alive_seconds: float = 5.0
     stop_strings: int = 4
+    stop_sequences: int = 16
     stop_string_length: int = 1024
+    logit_biases: int = 1024
+    tools: int = 128
+    measured_prompt_tokens: int = 16_384
     drain_seconds: float = 30.0
     shutdown_seconds: float = 5.0

@@ -60,35 +60,40 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
 
 def capabilities(facts: ServingFacts) -> dict[str, Any]:
     """The body of `GET /v1/capabilities`."""
-    asked = (
-        "--target-only was given" if facts.target_only_asked else "this version has no speculative decoding"
-    )
     return {
         "model": facts.model,
-        "backend": "production",
-        "supported": True,
+        "backend": facts.backend,
+        "supported": facts.arch is not None,
         "arch": facts.arch,
-        "serving": {
-            "expert_residency": facts.residency,
-            "serving_mode": facts.residency,
-            "decode_path": DECODE_PATH,
-            "effective_decode_path": EFFECTIVE_DECODE_PATH,
-            "effective_decode_path_reason": asked,
-            "continuous_batching": False,
-            "turboquant_kv": False,
-            "decode_policy": {"mode": "target-only", "engine_mode": "target_only"},
-            "speculation": {
-                "supported_presets": ["none"],
-                "additive": True,
-                "exactness_preserving": True,
-            },
-            "rho_gate": None,
-            "expert_reader": _reader(facts),
-        },
+        "serving": _serving(facts),
         "grammar": {
             "xgrammar": find_spec("xgrammar") is not None,
             "lm_format_enforcer": find_spec("lmformatenforcer") is not None,
         },
+    }
+
+
+def _serving(facts: ServingFacts) -> dict[str, Any]:
+    asked = (
+        "--target-only was given" if facts.target_only_asked else "this version has no speculative decoding"
+    )
+    common = {
+        "expert_residency": facts.residency,
+        "serving_mode": facts.serving_mode,
+        "decode_path": DECODE_PATH,
+        "effective_decode_path": EFFECTIVE_DECODE_PATH,
+        "effective_decode_path_reason": asked,
+        "continuous_batching": False,
+        "turboquant_kv": False,
+    }
+    if facts.backend == "openai":
+        return {**common, "disk_kv": False}
+    return {
+        **common,
+        "decode_policy": {"mode": "target-only", "engine_mode": "target_only"},
+        "speculation": {"supported_presets": ["none"], "additive": True, "exactness_preserving": True},
+        "rho_gate": None,
+        "expert_reader": _reader(facts),
     }
 
 

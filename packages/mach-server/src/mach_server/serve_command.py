@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from mach.commands.process import run_command
-from mach_decode.engine import EngineConfig
+from mach_decode.engine import UNSWAPPED, EngineConfig
 from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
 from mach_server.limits import Limits
@@ -25,7 +25,7 @@ from mach_server.startup_lines import startup_lines
 
 log = logging.getLogger("mach.server")
 
-BACKENDS = ("production", "dflash")
+BACKENDS = ("production", "dflash", "openai")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +113,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "model", nargs="?", metavar="MODEL", help="checkpoint directory, or an installed name"
     )
     parser.add_argument("--checkpoint", metavar="MODEL", help="the same as the positional MODEL")
-    residency = parser.add_mutually_exclusive_group(required=True)
+    residency = parser.add_mutually_exclusive_group()
     residency.add_argument(
         "--streaming",
         dest="residency",
@@ -145,15 +145,24 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--target-only", action="store_true", help="no speculative decoding (this version has none anyway)"
     )
     parser.add_argument(
-        "--backend", default="production", metavar="{production,dflash}", help=argparse.SUPPRESS
+        "--backend",
+        choices=BACKENDS,
+        default="production",
+        help="openai: any model that mlx-lm has, dense ones too, as mlx-lm runs it; production and dflash "
+        "both mean mach's own engine, which in this version decodes target-only (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    if options.backend not in BACKENDS:
-        parser.error(
-            f"--backend {options.backend}: not in this version; {' and '.join(BACKENDS)} mean its only one"
-        )
     if (options.model is None) == (options.checkpoint is None):
         parser.error("name one checkpoint, either as MODEL or with --checkpoint")
+    if options.backend == "openai":
+        if options.residency is not None or options.expert_cache_gb is not None:
+            parser.error(
+                "--backend openai serves mlx-lm's own model: leave out --streaming, --no-streaming and "
+                "--expert-cache-gb"
+            )
+        options.residency = UNSWAPPED
+    elif options.residency is None:
+        parser.error("one of --streaming and --no-streaming is required (or --backend openai)")
     if options.expert_cache_gb is not None and options.residency == "stacked":
         parser.error("--expert-cache-gb needs --streaming: with --no-streaming every expert stays in memory")
     options.checkpoint = options.checkpoint or options.model

@@ -19,13 +19,14 @@ from mlx.utils import tree_flatten
 from mach.errors import CheckpointError
 from mach.io.arch_registry import arch_summary
 from mach.io.sidecar_layout import LAYOUT_NAME, check_files, read_layout
-from mach_decode.engine import Engine
+from mach_decode.engine import UNSWAPPED, Engine
 from mach_store.bank_cache import BankCache
 from mach_store.scatter_reader import NATIVE_MODULE
 
 DECODE_PATH = "target-only"
 EFFECTIVE_DECODE_PATH = "target_only"
 ADAPTIVE_BLOCK_POLICY = "none"
+OPENAI_SERVING_MODE = "openai-mlx-stream-generate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +37,10 @@ class ServingFacts:
         model: the id in `/v1/models`.
         names: every name that a request may call the model by.
         fingerprint: `system_fingerprint`: equal for equal checkpoint and engine versions.
-        arch: `arch_summary` of the architecture.
-        residency: `streaming` or `stacked`.
-        dispatch: `gather` or `disk`.
+        arch: `arch_summary` of the architecture; None for one that is not registered (`openai` alone).
+        backend: `production`, or `openai` for mlx-lm's own model.
+        residency: `streaming`, `stacked`, `bf16_streaming`, or `unswapped` with the `openai` backend.
+        dispatch: `gather` or `disk`; `mlx-lm` with the `openai` backend.
         reader: `native`, `diagnostic-python`, or `none` when nothing is streamed.
         reader_reason: why the reader is not the native one; empty when it is, or when there is none.
         native_extension: whether `lme_mlx_pread_ext` can be imported.
@@ -58,7 +60,8 @@ class ServingFacts:
     model: str
     names: frozenset[str]
     fingerprint: str
-    arch: dict[str, Any]
+    arch: dict[str, Any] | None
+    backend: str
     residency: str
     dispatch: str
     reader: str
@@ -81,7 +84,19 @@ class ServingFacts:
     @property
     def streaming(self) -> bool:
         """Whether experts come from disk."""
-        return self.residency == "streaming"
+        return self.residency in ("streaming", "bf16_streaming")
+
+    @property
+    def serving_mode(self) -> str:
+        """`streaming` or `stacked` after the flag, or what the `openai` backend is called."""
+        if self.backend == "openai":
+            return OPENAI_SERVING_MODE
+        return "streaming" if self.streaming else self.residency
+
+    @property
+    def verified(self) -> bool:
+        """Whether every record is compared with its checksum as it is read: only a sidecar has any."""
+        return self.residency == "streaming" and self.sidecar_present and self.verify_reads
 
 
 def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFacts:
@@ -95,12 +110,13 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
     loaded, store = engine.loaded, engine.store
     reader = loaded.reader
     streaming = isinstance(store, BankCache)
-    sidecar = loaded.inspection.sidecar_directory
+    sidecar = loaded.sidecar_directory
     return ServingFacts(
         model=loaded.name,
         names=frozenset({loaded.name, checkpoint}),
         fingerprint=_fingerprint(loaded.directory),
-        arch=arch_summary(loaded.inspection.adapter),
+        arch=None if loaded.adapter is None else arch_summary(loaded.adapter),
+        backend="openai" if store.residency == UNSWAPPED else "production",
         residency=store.residency,
         dispatch=loaded.dispatch,
         reader="none" if reader is None else "native" if reader.native else "diagnostic-python",
@@ -113,7 +129,7 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         sidecar_present=sidecar is not None,
         sidecar_valid=sidecar is not None and _valid(sidecar),
         transient_prefill=streaming and loaded.dispatch == "gather",
-        resident_metal=not streaming and mx.metal.is_available() and mx.default_device() == mx.gpu,
+        resident_metal=store.residency == "stacked" and _on_metal(),
         context_length=engine.context_length,
         bank_bytes=store.nbytes,
         scratch_bytes=store.scratch_bytes
@@ -130,6 +146,10 @@ def _valid(sidecar: str) -> bool:
     except (CheckpointError, OSError):
         return False
     return True
+
+
+def _on_metal() -> bool:
+    return mx.metal.is_available() and mx.default_device() == mx.gpu
 
 
 def _native_extension() -> bool:

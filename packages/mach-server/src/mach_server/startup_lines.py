@@ -7,23 +7,29 @@ from mach_server.serving_facts import ADAPTIVE_BLOCK_POLICY, DECODE_PATH, Servin
 
 def startup_lines(facts: ServingFacts) -> list[str]:
     """The lines, each of words and `key=value` pairs without blanks inside a value."""
-    native = int(facts.reader == "native")
-    # Only a sidecar has checksums.
-    verified = int(facts.streaming and facts.sidecar_present and facts.verify_reads)
+    arch = "none" if facts.arch is None else facts.arch["model_type"]
     total = facts.bank_bytes + facts.scratch_bytes + facts.other_weight_bytes
+    last = [
+        f"startup decode_path={DECODE_PATH} adaptive_block_policy={ADAPTIVE_BLOCK_POLICY}",
+        f"startup memory expert_bank_bytes={facts.bank_bytes} scratch_bytes={facts.scratch_bytes} "
+        f"other_weight_bytes={facts.other_weight_bytes} total_bytes={total} "
+        f"context_length={facts.context_length}",
+    ]
+    if facts.backend == "openai":
+        # No expert store, so no line about its reads.
+        mode = f"startup mode profile=openai serving_mode={facts.serving_mode}"
+        return [f"{mode} expert_residency={facts.residency} dispatch={facts.dispatch} arch={arch}", *last]
+    native = int(facts.reader == "native")
     return [
-        f"startup mode profile=production production_streaming_mode={facts.residency} "
+        f"startup mode profile=production production_streaming_mode={facts.serving_mode} "
         f"transient_prefill={int(facts.transient_prefill)} expert_residency={facts.residency} "
-        f"dispatch={facts.dispatch} arch={facts.arch['model_type']}",
+        f"dispatch={facts.dispatch} arch={arch}",
         f"production optimizations direct_pread={native} direct_io={int(facts.direct_io)} "
-        f"read_threads={facts.read_threads} verify_reads={verified} "
+        f"read_threads={facts.read_threads} verify_reads={int(facts.verified)} "
         f"native_prefill_fused=0 async_prefetch=0 resident_metal={int(facts.resident_metal)}",
         f"startup direct-pread expected={int(facts.streaming)} sidecar_present={int(facts.sidecar_present)} "
         f"sidecar_valid={int(facts.sidecar_valid)} "
         f"native_extension={'ready' if facts.native_extension else 'missing'} reader={facts.reader} "
         f"fallback_policy={facts.fallback_policy}",
-        f"startup decode_path={DECODE_PATH} adaptive_block_policy={ADAPTIVE_BLOCK_POLICY}",
-        f"startup memory expert_bank_bytes={facts.bank_bytes} scratch_bytes={facts.scratch_bytes} "
-        f"other_weight_bytes={facts.other_weight_bytes} total_bytes={total} "
-        f"context_length={facts.context_length}",
+        *last,
     ]

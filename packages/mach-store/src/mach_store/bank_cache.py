@@ -8,9 +8,11 @@ from typing import Any, cast
 import mlx.core as mx
 
 from mach.io.sidecar_layout import RecordSchema
+from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import DispatchCancelledError, MemoryBudgetError
-from mach_store.expert_arrays import ExpertArrays, slot_bytes
+from mach_store.expert_arrays import ExpertArrays
+from mach_store.expert_block import ExpertTensors
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
@@ -35,10 +37,9 @@ class BankCache:
     Attributes:
         budget_bytes: what the caller allowed for experts.
         layers: model index → that layer's view.
-        residency: `"streaming"`, for reports.
+        form: how experts lie in memory.
+        residency: `"streaming"` or the form's own name, for reports.
     """
-
-    residency = "streaming"
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class BankCache:
         top_k: int,
         compute: mx.Dtype,
         scratch_experts: int = 16,
+        form: BankForm | None = None,
     ) -> None:
         """Allocate the bank; memory use is final afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -59,21 +61,25 @@ class BankCache:
             top_k: experts per token and layer; the budget must hold them for every layer.
             compute: dtype of the activations.
             scratch_experts: experts that the arena for transient prefill holds at once.
+            form: how experts lie in memory; None is as they are stored.
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
         """
         self.budget_bytes = budget_bytes
         self.source, self.reader, self.top_k = source, reader, top_k
-        self.compute = compute
+        self.form: BankForm = form or StoredForm(compute, reader)
+        self.residency = self.form.residency
         self.cancelled: Callable[[], bool] = _never
         self._held: list[mx.array] = []
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
-        self.scratch_experts = min(scratch_experts, source.num_experts)
-        sizes = {schema: slot_bytes(schema, compute) for schema in groups}
+        # Where the bank is narrow, whatever a token needs of one layer must fit into the arena.
+        least_scratch = top_k if self.form.narrow else 1
+        self.scratch_experts = min(max(scratch_experts, least_scratch), source.num_experts)
+        sizes = {schema: self.form.slot_bytes(schema) for schema in groups}
         least = sum(size * top_k * len(groups[schema]) for schema, size in sizes.items())
         if budget_bytes < least:
             raise MemoryBudgetError(
@@ -96,7 +102,7 @@ class BankCache:
             part = spare * more * sizes[schema] // missing if missing else 0
             slots = needed + min(more, part // sizes[schema])
             layers = dict.fromkeys(members, source.num_experts)
-            pool = ExpertPool(schema, layers, slots, top_k, compute, reader)
+            pool = ExpertPool(schema, layers, slots, top_k, self.form)
             self._pools.append(pool)
             for layer in members:
                 self.layers[layer] = LayerExpertBank(layer, pool, source, reader)
@@ -108,12 +114,10 @@ class BankCache:
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes the scratch arena takes, from the first transient prefill on; 0 when the bank is whole."""
-        if self.whole:
+        """Bytes the scratch arena takes, from its first use on; 0 when the bank is whole and needs none."""
+        if self.whole and not self.form.narrow:
             return 0
-        return sum(
-            slot_bytes(pool.arrays.schema, self.compute) * self.scratch_experts for pool in self._pools
-        )
+        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
 
     @property
     def slots(self) -> int:
@@ -166,8 +170,22 @@ class BankCache:
         """The arena for `layer`'s kind of expert, made at its first use."""
         schema = self.source.schemas[layer]
         if schema not in self._scratch:
-            self._scratch[schema] = ExpertArrays(schema, self.scratch_experts, self.compute, self.reader)
+            self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
         return self._scratch[schema]
+
+    def computable(
+        self, bank: LayerExpertBank, slot_of: dict[int, int]
+    ) -> tuple[ExpertTensors, dict[int, int]]:
+        """Arrays to compute with, and where the experts of `slot_of` (just acquired) lie in them.
+
+        The bank's own, or where that is narrow the arena with their widened copies, which last as long as
+        the pins do: at most `scratch_experts` of them.
+        """
+        if not self.form.narrow:
+            return bank.components, slot_of
+        arena = self.scratch(bank.layer)
+        arena.copy_from(bank.pool.arrays, list(slot_of.values()))
+        return arena.components, {expert: row for row, expert in enumerate(slot_of)}
 
     def prewarm(self) -> None:
         """Read every expert, when the bank is whole: nothing is then read while serving."""

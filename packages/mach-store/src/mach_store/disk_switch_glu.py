@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mach_store.bank_cache import BankCache
-from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_kernel import Activation
 
 
@@ -30,7 +29,7 @@ class DiskSwitchGLU(nn.Module):
         self._cache = cache
         self._bank = cache.layers[layer]
         self._apply = (activation,)
-        self._slot = ExpertArrays(cache.source.schemas[layer], 1, cache.compute, cache.reader)
+        self._slot = cache.form.scratch(cache.source.schemas[layer], 1)
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """As `GatherSwitchGLU.__call__`, evaluated."""
@@ -52,7 +51,7 @@ class DiskSwitchGLU(nn.Module):
 
     def _linear(self, projection: str, row: mx.array) -> mx.array:
         tensors = {name: array[0:1].squeeze(0) for name, array in self._slot.components[projection].items()}
-        q = self._bank.packing[projection]
+        q = self._slot.packing[projection]
         if q is None:
             y = row @ tensors["weight"].T
         else:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
 
 from mach.io.sidecar_layout import PROJECTIONS, RecordSchema
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
-from mach_store.scatter_reader import ScatterReader
+from mach_store.row_views import byte_rows, copy_row
+from mach_store.scatter_reader import ScatterPlan, ScatterReader
 
 DTYPES = {
     "uint8": mx.uint8,
@@ -62,4 +67,19 @@ class ExpertArrays:
         mx.eval(arrays)
         self.components = ExpertTensors(components)
         self.nbytes = sum(array.nbytes for array in arrays)
-        self.plan = reader.plan(arrays, nbytes, widen)
+        self.plan: ScatterPlan = reader.plan(arrays, nbytes, widen)
+        self._rows: list[NDArray[np.uint8]] | None = None
+
+    @property
+    def rows(self) -> list[NDArray[np.uint8]]:
+        """The memory of every tensor as [slots, bytes], in the schema's order."""
+        if self._rows is None:
+            segments = self.schema.segments
+            self._rows = [byte_rows(self.components[s.projection][s.component]) for s in segments]
+        return self._rows
+
+    def copy_from(self, other: ExpertArrays, slots: Sequence[int]) -> None:
+        """Copy the experts in `slots` of `other` into this one's first slots, widened where this one is."""
+        for mine, theirs in zip(self.rows, other.rows, strict=True):
+            for row, slot in enumerate(slots):
+                copy_row(theirs[slot], mine[row])

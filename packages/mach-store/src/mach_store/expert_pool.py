@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import mlx.core as mx
-
 from mach.io.sidecar_layout import RecordSchema
+from mach_store.bank_form import BankForm
 from mach_store.eviction import EvictionPolicy, Key, LruPolicy
-from mach_store.expert_arrays import ExpertArrays
-from mach_store.scatter_reader import ScatterReader
 
 
 class ExpertPool:
     """A fixed number of slots shared by every layer whose experts have the same tensors.
 
     Attributes:
+        schema: the experts as stored.
         arrays: the memory.
+        narrow: whether it must be widened before it is computed with.
         table: (layer, expert) → slot, for experts that are readable.
         pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
         whole: whether every expert of every layer has a slot, so that nothing is ever evicted.
@@ -28,14 +27,14 @@ class ExpertPool:
         layers: Mapping[int, int],
         slots: int,
         top_k: int,
-        compute: mx.Dtype,
-        reader: ScatterReader,
+        form: BankForm,
     ) -> None:
         """Allocate `slots` slots for `layers` (model index → number of experts)."""
-        self.slots = slots
+        self.schema, self.slots = schema, slots
         self.share = slots // len(layers)
         self.whole = slots >= sum(layers.values())
-        self.arrays = ExpertArrays(schema, slots, compute, reader)
+        self.narrow = form.narrow
+        self.arrays = form.bank(schema, slots)
         self.table: dict[Key, int] = {}
         self.pinned: set[Key] = set()
         self.occupancy = dict.fromkeys(layers, 0)

@@ -39,8 +39,8 @@ class ExpertSource(Protocol):
     def locate(self, layer: int, experts: Sequence[int]) -> Location:
         """Where these experts' bytes lie."""
 
-    def path_of(self, layer: int, segment: int) -> str:
-        """The file that holds this segment, for messages."""
+    def path_of(self, layer: int, segment: int, expert: int) -> str:
+        """The file that holds this segment of an expert, for messages."""
 
     def close(self) -> None:
         """Close every file."""

@@ -100,12 +100,13 @@ class _StreamedDispatch:
                 cache, bank, self._block, x.reshape(-1, x.shape[-1]), np.array(ids).reshape(-1, k)
             )
             return y.reshape(*indices.shape, -1)
-        slot_of = bank.acquire(distinct)
+        components, slot_of = cache.computable(bank, bank.acquire(distinct))
         slots = mx.array([slot_of[expert] for expert in ids], mx.uint32).reshape(indices.shape)
-        y = self._block(bank.components, bank.packing, x, slots)
+        y = self._block(components, bank.packing, x, slots)
         cache.hold(y)
         return y
 
     def _room(self) -> int:
         """Experts that one pass may pin: a layer never takes more than the others leave it."""
-        return max(self._cache.top_k, self._bank.pool.share)
+        room = max(self._cache.top_k, self._bank.pool.share)
+        return min(room, self._cache.scratch_experts) if self._cache.form.narrow else room

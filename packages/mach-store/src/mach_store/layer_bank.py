@@ -41,9 +41,11 @@ class LayerExpertBank:
     def device_slots(self) -> mx.array | None:
         """Expert → slot as an array [num_experts], once every expert is here to stay; else None.
 
+        Nor where the bank is narrow: the host then widens what a pass needs.
+
         With it a graph finds its slots by itself, and the host is not asked.
         """
-        if self._device_slots is None and self.pool.whole:
+        if self._device_slots is None and self.pool.whole and not self.pool.narrow:
             if self.pool.occupancy[self.layer] == self.num_experts:
                 table = self.pool.table
                 slots = [table[self.layer, expert] for expert in range(self.num_experts)]

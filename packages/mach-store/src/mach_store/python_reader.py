@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from mach_store.row_views import byte_rows, copy_row
+
 
 class ReadError(OSError):
     """A read failed or ended early; the fields are those of `lme_mlx_pread_ext.ReadError`."""
@@ -36,16 +38,13 @@ class PythonScatterPlan:
         self.slots = arrays[0].shape[0]
         self.record_bytes = sum(nbytes)
         self._nbytes = list(nbytes)
-        self._widen = list(widen)
         self._rows: list[np.ndarray] = []
         for array, size, wide in zip(arrays, nbytes, widen, strict=True):
             if array.shape[0] != self.slots:
                 raise ValueError("all arrays must have the same number of slots")
             if array.nbytes != self.slots * size * (2 if wide else 1):
                 raise ValueError(f"a slot of {array.shape} {array.dtype} does not hold {size} bytes")
-            # Without a copy: numpy has no bfloat16, so the bytes are looked at as 16-bit integers.
-            plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-            self._rows.append(np.array(plain, copy=False).reshape(self.slots, -1).view(np.uint8))
+            self._rows.append(byte_rows(array))
 
     def read(
         self,
@@ -88,11 +87,7 @@ class PythonScatterPlan:
                 data = self._read_exactly(fds[at], start, self._nbytes[part], job, part)
                 position += self._nbytes[part]
                 crc = zlib.crc32(data, crc)
-                row = self._rows[part][slot]
-                if self._widen[part]:
-                    row.view(np.uint32)[:] = np.frombuffer(data, np.uint16).astype(np.uint32) << 16
-                else:
-                    row[:] = np.frombuffer(data, np.uint8)
+                copy_row(np.frombuffer(data, np.uint8), self._rows[part][slot])
             if crcs is not None and crcs[job] != crc:
                 raise ChecksumError(job, crcs[job], crc)
         return len(slots) * self.record_bytes

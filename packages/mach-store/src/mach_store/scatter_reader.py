@@ -80,7 +80,7 @@ class ScatterReader:
             )
         except self._checksum_error as error:
             expert = experts[error.job]  # type: ignore[attr-defined]
-            path = source.path_of(layer, 0)
+            path = source.path_of(layer, 0, expert)
             raise SidecarCorruptionError(
                 f"{path}: layer {layer}, expert {expert}: the bytes on disk do not match their checksum; "
                 "export the sidecar again, and check the disk",
@@ -90,7 +90,7 @@ class ScatterReader:
             ) from error
         except self._read_error as error:
             expert = experts[error.job]  # type: ignore[attr-defined]
-            path = source.path_of(layer, error.segment)  # type: ignore[attr-defined]
+            path = source.path_of(layer, error.segment, expert)  # type: ignore[attr-defined]
             raise ExpertReadError(
                 f"{path}: layer {layer}, expert {expert}: cannot be read: {error}",
                 path=path,

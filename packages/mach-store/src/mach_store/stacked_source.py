@@ -90,7 +90,7 @@ class StackedSource:
             crcs=None,
         )
 
-    def path_of(self, layer: int, segment: int) -> str:
+    def path_of(self, layer: int, segment: int, expert: int) -> str:
         """See `ExpertSource`."""
         return self._paths[layer][segment]
 

@@ -46,8 +46,8 @@ def dispatch_transient(
         if cache.cancelled():
             raise DispatchCancelledError("the request was cancelled during prefill")
         if in_bank:
-            components = bank.components
-            for expert, slot in bank.acquire(wave).items():
+            components, where = cache.computable(bank, bank.acquire(wave))
+            for expert, slot in where.items():
                 slot_of[expert] = slot
         else:
             arena = cache.scratch(bank.layer)
@@ -78,8 +78,9 @@ def _waves(
     missing = [expert for expert in hottest_first if expert not in present]
     room = max(0, min(pool.free, pool.share - pool.occupancy[bank.layer]))
     through_bank = sorted(present.union(missing[:room]))
-    if through_bank:
-        yield through_bank, True
+    most = cache.scratch_experts if cache.form.narrow else max(1, len(through_bank))
+    for first in range(0, len(through_bank), most):
+        yield through_bank[first : first + most], True
     rest = missing[room:]
     for first in range(0, len(rest), cache.scratch_experts):
         yield sorted(rest[first : first + cache.scratch_experts]), False

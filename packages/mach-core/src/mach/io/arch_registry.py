@@ -186,7 +186,7 @@ def adapter_for(config: ConfigFields) -> MoeArchAdapter:
     if adapter is None:
         raise UnknownArchitectureError(
             f"{config.path}: model_type {model_type[:100]!r} is not supported; mach-archs lists what is: "
-            f"{', '.join(REGISTRY)}",
+            f"{', '.join(REGISTRY)}. If mlx-lm has a model for it, --backend openai runs that as it is",
             path=config.path,
             field="model_type",
             model_type=model_type,

@@ -18,7 +18,16 @@ from mach.io.inspection import CheckpointInspection, inspect_checkpoint
 from mach.io.tokenizer_files import TOKENIZER_FILES, has_tokenizer, tokenizer_problem
 from mach.preflight.bandwidth import cached_bandwidth, remember_bandwidth
 from mach.preflight.draft_probe import DraftProbe, probe_draft
-from mach.preflight.gates import BLOCKED, ENGINE_PATHS, NEEDS_ARTIFACT, OK, Verdict, load_gate
+from mach.preflight.gates import (
+    BF16_VARIABLE,
+    BLOCKED,
+    ENGINE_PATHS,
+    NEEDS_ARTIFACT,
+    OK,
+    Verdict,
+    load_gate,
+    unswapped_gate,
+)
 from mach.preflight.kv_cache_bytes import context_length
 from mach.preflight.machine import this_machine
 from mach.preflight.memory import MemoryEstimate, ModeEstimate, estimate_memory
@@ -29,7 +38,7 @@ from mach.settings import CoreSettings
 from mach.version import __version__
 
 SCHEMA_VERSION = 1
-SERVING_PATHS = ("openai_http", "expert_streaming", "resident_stacked")
+SERVING_PATHS = ("openai_http", "expert_streaming", "resident_stacked", "bf16_streaming")
 Report = dict[str, Any]
 
 _NO_TOKENIZER = Verdict(
@@ -108,13 +117,20 @@ def check_report(model: str, options: CheckOptions, settings: CoreSettings) -> R
         verdicts |= {path: subject.tokenizer for path in SERVING_PATHS if verdicts[path].status == OK}
     memory = _memory(subject, options, draft)
     if memory is not None:
-        verdicts["expert_streaming"] = _with_budget(verdicts["expert_streaming"], memory, subject, options)
+        top_k, sizes = inspection.shape.top_k, memory.experts
+        for path, bank, least in (
+            ("expert_streaming", memory.bank_bytes, sizes.least_bank(top_k)),
+            ("bf16_streaming", memory.float_bank_bytes, sizes.least_float_bank(top_k)),
+        ):
+            verdicts[path] = _with_budget(verdicts[path], bank, least, options)
     supported = OK in (verdicts["expert_streaming"].status, verdicts["resident_stacked"].status)
     mode = "resident" if verdicts["expert_streaming"].status != OK and supported else "streaming"
     speed = _speed(subject, memory, options, settings) if mode == "streaming" else None
     reason = "registered architecture" if supported else verdicts["expert_streaming"].reason
     if not supported and verdicts["openai_http"].status == OK:
-        verdicts["openai_http"] = verdicts["expert_streaming"]
+        others = (verdicts["bf16_streaming"], unswapped_gate(adapter, inspection))
+        if OK not in (verdict.status for verdict in others):
+            verdicts["openai_http"] = verdicts["expert_streaming"]
     return {
         "schema_version": SCHEMA_VERSION,
         "mach_version": __version__,
@@ -133,7 +149,7 @@ def check_report(model: str, options: CheckOptions, settings: CoreSettings) -> R
         "speed": _speed_block(speed),
         "paths": _paths(verdicts),
         "serve_command": _serve_command(model, subject, mode, memory, options) if supported else None,
-        "notes": [*subject.notes, *_download_note(model, subject)],
+        "notes": [*subject.notes, *_download_note(model, subject), *_other_ways(model, subject, verdicts)],
     }
 
 
@@ -227,12 +243,9 @@ def _memory(subject: _Subject, options: CheckOptions, draft: DraftProbe | None) 
     )
 
 
-def _with_budget(
-    verdict: Verdict, memory: MemoryEstimate, subject: _Subject, options: CheckOptions
-) -> Verdict:
+def _with_budget(verdict: Verdict, bank: int, least: int, options: CheckOptions) -> Verdict:
     """The loader refuses a bank that holds less than one token's experts; so does the report."""
-    least = memory.experts.least_bank(subject.inspection.shape.top_k)
-    if verdict.status != OK or options.expert_cache_gb is None or memory.bank_bytes >= least:
+    if verdict.status != OK or options.expert_cache_gb is None or bank >= least:
         return verdict
     return Verdict(
         BLOCKED,
@@ -286,6 +299,20 @@ def _download_note(model: str, subject: _Subject) -> list[str]:
         return []
     target = shlex.quote(_download_directory(model))
     return [f"download it first: hf download {model} --local-dir {target}"]
+
+
+def _other_ways(model: str, subject: _Subject, verdicts: dict[str, Verdict]) -> list[str]:
+    """How else to serve what neither streaming nor resident serving takes."""
+    if OK in (verdicts["expert_streaming"].status, verdicts["resident_stacked"].status):
+        return []
+    target = shlex.quote(_download_directory(model) if subject.source == "hub" else model)
+    ways = []
+    if verdicts["bf16_streaming"].status == OK:
+        ways.append(f"for comparisons: {BF16_VARIABLE}=1 mach-serve {target} --streaming")
+    inspection = subject.inspection
+    if verdicts["openai_http"].status == OK and unswapped_gate(inspection.adapter, inspection).status == OK:
+        ways.append(f"as mlx-lm has it, whole in memory: mach-serve {target} --backend openai")
+    return ways
 
 
 def _download_directory(model: str) -> str:
@@ -364,6 +391,8 @@ def _memory_block(
             "expert_cache_least_bytes": sizes.least_bank(inspection.shape.top_k),
             "streaming": _mode_block(memory.streaming),
             "resident": _mode_block(memory.resident),
+            "bf16_streaming": None if memory.bf16_streaming is None else _mode_block(memory.bf16_streaming),
+            "unswapped": _mode_block(memory.unswapped),
         },
     }
 

@@ -20,14 +20,18 @@ from mach.preflight.sidecar_probe import SidecarProbe, probe_sidecar
 OK, BLOCKED, NEEDS_ARTIFACT, UNKNOWN, NOT_APPLICABLE = "ok", "blocked", "needs_artifact", "unknown", "n/a"
 STATUSES = (OK, BLOCKED, NEEDS_ARTIFACT, UNKNOWN, NOT_APPLICABLE)
 
-ENGINE_PATHS = frozenset({"openai_http", "expert_streaming", "resident_stacked"})
+ENGINE_PATHS = frozenset({"openai_http", "expert_streaming", "resident_stacked", "bf16_streaming"})
 """The paths that the engine of this version has; a path joins when its code does."""
 
 EXPERT_DTYPES = frozenset({"U8", "U32", "F16", "BF16", "F32"})
 """Tensor dtypes that the stores read."""
 
-CONVERT_HINT = "make an MLX checkpoint first, with mlx_lm.convert"
-EXPORT_HINT = "export one with tools/export_expert_sidecar.py"
+_RAW_LAYOUTS = ("per_expert", "fused")
+_MLX_LM_RAW = {"qwen3_moe": "per_expert", "qwen3_5_moe": "fused", "gemma4": "fused"}
+"""Family → the raw layout of float experts that mlx-lm's model of it stacks while loading."""
+
+BF16_VARIABLE = "LME_BF16_STACKED_STREAMING"
+PRUNE_HINT = "slice the checkpoint with mach-prune --source DIR --output OUT"
 
 
 class Verdict(NamedTuple):
@@ -49,7 +53,7 @@ def http_gate(
     inspection: CheckpointInspection | None = None,
     sidecar: SidecarProbe | None = None,
 ) -> Verdict:
-    """Serving over HTTP in any residency."""
+    """Serving over HTTP in any residency, or with mlx-lm's own model."""
     if inspection is None:
         return Verdict(OK, "registered architecture")
     loads = load_gate(adapter)
@@ -58,6 +62,10 @@ def http_gate(
     residencies = (streaming_gate(adapter, inspection, sidecar), resident_gate(adapter, inspection))
     if any(verdict.status == OK for verdict in residencies):
         return loads
+    if bf16_streaming_gate(adapter, inspection).status == OK:
+        return Verdict(OK, f"for comparisons alone, with {BF16_VARIABLE}=1: {residencies[0].reason}")
+    if unswapped_gate(adapter, inspection).status == OK:
+        return Verdict(OK, f"unswapped alone, with --backend openai: {residencies[0].reason}")
     # Streaming's answer tells more: it is the residency that an artifact can bring about.
     return Verdict(residencies[0].status, f"no residency can load it yet: {residencies[0].reason}")
 
@@ -76,7 +84,7 @@ def streaming_gate(
     if (loads := load_gate(adapter)).status != OK:
         return loads
     if inspection.layout == "dense":
-        return Verdict(BLOCKED, "no routed experts to stream: serve it with mlx-lm instead")
+        return Verdict(BLOCKED, "no routed experts to stream: serve it with --backend openai")
     probe = sidecar or probe_sidecar(inspection)
     if probe.present:
         if not probe.valid:
@@ -87,18 +95,16 @@ def streaming_gate(
     if inspection.layout == "stacked" and adapter.stacked_supported:
         if problem := _unreadable(inspection) or _incomplete(inspection):
             return Verdict(BLOCKED, problem)
-        return Verdict(OK, f"lazy per-expert slices of the stacked layout; for aligned records {EXPORT_HINT}")
+        return Verdict(OK, f"lazy per-expert slices of the stacked layout; for aligned records {PRUNE_HINT}")
     if not inspection.headers_read:
         return Verdict(UNKNOWN, "the weights' headers could not be read")
-    if inspection.layout == "per_expert" and inspection.adapter.has_expert_bias:
-        return Verdict(BLOCKED, f"per_expert experts with biases cannot be exported: {CONVERT_HINT}")
-    if inspection.layout == "per_expert" and inspection.quantization.scheme is None:
-        return Verdict(NEEDS_ARTIFACT, f"per_expert layout needs an expert sidecar: {EXPORT_HINT}")
-    if inspection.layout in ("per_expert", "fused", "stacked"):
-        label = inspection.quantization.label
-        return Verdict(
-            BLOCKED, f"no sidecar can be exported from {inspection.layout} {label}: {CONVERT_HINT}"
-        )
+    if inspection.layout in (*_RAW_LAYOUTS, "stacked"):
+        # Raw checkpoints are few, and their description is not what every check should wait for.
+        from mach.io.exportable import export_problem  # noqa: PLC0415
+
+        if problem := export_problem(inspection):
+            return Verdict(BLOCKED, f"no sidecar can be exported from it: {problem}")
+        return Verdict(NEEDS_ARTIFACT, f"{inspection.layout} layout needs an expert sidecar: {PRUNE_HINT}")
     return Verdict(
         BLOCKED, f"{inspection.layout_reason}: put the missing files back, or make the checkpoint again"
     )
@@ -107,7 +113,7 @@ def streaming_gate(
 def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
     """`--no-streaming`: every expert in memory, from the axis-0 stacked layout alone."""
     if not adapter.stacked_supported:
-        return Verdict(BLOCKED, f"{adapter.model_type} cannot load a stacked layout: use --streaming")
+        return _sliced_alone(adapter, inspection)
     if inspection is None:
         return Verdict(UNKNOWN, "depends on the checkpoint's layout")
     if (loads := load_gate(adapter)).status != OK:
@@ -122,12 +128,55 @@ def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | No
 
 
 def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
-    """Full-precision streaming of stacked slices, for comparisons."""
+    """`bf16_streaming`: slices of stacked or raw float tensors in a bank of plain floats, for comparisons."""
     if inspection is None:
         return Verdict(UNKNOWN, "depends on the checkpoint's layout")
-    if inspection.layout != "stacked" or not adapter.stacked_supported:
-        return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}")
-    return _in_engine("bf16_streaming", Verdict(OK, "stacked layout supports bf16 streaming"))
+    if not adapter.stacked_supported:
+        return _sliced_alone(adapter, inspection)
+    if (loads := load_gate(adapter)).status != OK:
+        return loads
+    if inspection.layout == "stacked":
+        if problem := _unreadable(inspection) or _incomplete(inspection):
+            return Verdict(BLOCKED, problem)
+        return Verdict(OK, "stacked layout supports bf16 streaming")
+    if not inspection.headers_read and inspection.layout != "sliced":
+        return Verdict(UNKNOWN, "the weights' headers could not be read")
+    if inspection.layout in _RAW_LAYOUTS:
+        from mach.io.raw_slices import slices_problem  # noqa: PLC0415 - as above
+
+        if problem := slices_problem(inspection):
+            return Verdict(BLOCKED, f"{problem}: {PRUNE_HINT}, and use --streaming")
+        if problem := _incomplete(inspection):
+            return Verdict(BLOCKED, problem)
+        return Verdict(OK, f"slices of the raw {inspection.layout} layout")
+    return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}")
+
+
+def unswapped_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection) -> Verdict:
+    """`--backend openai`: mlx-lm's own model, every weight in memory.
+
+    What mlx-lm makes of a raw checkpoint that is no float one, or of what mach itself would refuse, is not
+    known here: `unknown`.
+    """
+    if adapter.implementation is None or not adapter.implementation.startswith("mlx_lm."):
+        return Verdict(BLOCKED, f"mlx-lm has no model for {adapter.model_type}")
+    if not inspection.headers_read:
+        return Verdict(UNKNOWN, "the weights' headers could not be read")
+    if inspection.layout == "sliced":
+        return Verdict(BLOCKED, "the experts are in a sidecar, which mlx-lm does not read")
+    if inspection.layout == "unknown":
+        return Verdict(BLOCKED, inspection.layout_reason)
+    if inspection.layout == "stacked" and (problem := _unreadable(inspection)):
+        return Verdict(UNKNOWN, f"mlx-lm may load what mach does not: {problem}")
+    raw = inspection.layout not in ("stacked", "dense")
+    plain = (
+        inspection.quantization.scheme is None and _MLX_LM_RAW.get(adapter.model_type) == inspection.layout
+    )
+    if raw and not plain:
+        return Verdict(UNKNOWN, f"what mlx-lm makes of {inspection.layout} experts shows when it loads them")
+    if problem := _incomplete(inspection):
+        return Verdict(UNKNOWN, f"mlx-lm may load what mach does not: {problem}")
+    return Verdict(OK, f"mlx-lm {'stacks the raw experts while loading' if raw else 'loads it as it is'}")
 
 
 def gguf_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
@@ -202,6 +251,14 @@ def routed_quantization_problem(quantization: RoutedQuantization) -> str | None:
         if scheme is not None and scheme.mode not in MLX_MODES:
             return f"{scheme.mode} experts cannot be computed with: convert to one of {', '.join(MLX_MODES)}"
     return None
+
+
+def _sliced_alone(adapter: MoeArchAdapter, inspection: CheckpointInspection | None) -> Verdict:
+    """The refusal of a residency that needs stacked tensors, for a family that loads sliced ones alone."""
+    advice = "use --streaming"
+    if inspection is not None and inspection.sidecar_directory is None:
+        advice = f"{PRUNE_HINT}, and {advice}"
+    return Verdict(BLOCKED, f"{adapter.model_type} cannot load a stacked layout: {advice}")
 
 
 def _unreadable(inspection: CheckpointInspection) -> str | None:

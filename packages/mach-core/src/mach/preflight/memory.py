@@ -30,8 +30,13 @@ TRANSIENT_BYTES, TRANSIENT_TOKENS = 25_000_000, 256
 PREFILL_CHUNK = 512
 """Prompt tokens per forward pass while streaming."""
 SCRATCH_EXPERTS = 16
+STAGED_EXPERTS = 4
+"""Quantised experts that bf16_streaming reads at once before it dequantises them."""
 FITS_BELOW = 0.85
 """Share of the available memory up to which a working set fits; beyond it is tight, beyond all too big."""
+
+_SWAPPED_PARTS = ("other weights", "draft")
+"""Parts that mlx-lm's own model has not: one part holds all its weights, and no draft goes with it."""
 
 VERDICTS = ("fits", "tight", "wont_fit", "unknown")
 
@@ -44,12 +49,16 @@ class ExpertSizes(NamedTuple):
         layer_slots: layer → bytes of memory per expert.
         layer_records: layer → bytes on disk per expert.
         scratch_bytes: the transient-prefill arena, if it is needed.
+        layer_floats: layer → bytes per expert in the bank of bf16_streaming; empty where that cannot be.
+        float_scratch_bytes: its arena, and what dequantising stages.
     """
 
     experts: int
     layer_slots: dict[int, int]
     layer_records: dict[int, int]
     scratch_bytes: int
+    layer_floats: dict[int, int]
+    float_scratch_bytes: int
 
     @property
     def total_slots(self) -> int:
@@ -64,6 +73,10 @@ class ExpertSizes(NamedTuple):
     def least_bank(self, top_k: int) -> int:
         """The smallest bank in which one token's experts fit."""
         return top_k * sum(self.layer_slots.values())
+
+    def least_float_bank(self, top_k: int) -> int:
+        """The same for bf16_streaming."""
+        return top_k * sum(self.layer_floats.values())
 
 
 class ModeEstimate(NamedTuple):
@@ -95,6 +108,9 @@ class MemoryEstimate(NamedTuple):
         bank_share: part of all experts that it holds, 0 to 1.
         streaming: `--streaming`.
         resident: `--no-streaming`.
+        float_bank_bytes: the expert cache of bf16_streaming.
+        bf16_streaming: that mode; None where the layout has no slices.
+        unswapped: `--backend openai`.
     """
 
     machine: Machine
@@ -105,6 +121,9 @@ class MemoryEstimate(NamedTuple):
     bank_share: float
     streaming: ModeEstimate
     resident: ModeEstimate
+    float_bank_bytes: int
+    bf16_streaming: ModeEstimate | None
+    unswapped: ModeEstimate
 
 
 def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None, backend: str) -> ExpertSizes:
@@ -122,7 +141,34 @@ def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None,
             slots[layer] = _widened(sizes, backend, ("BF16",)) // experts
         # Layers of equal size have, but for oddities, equal record shapes.
         scratch = sum(set(slots.values()))
-    return ExpertSizes(experts, slots, records, scratch * min(SCRATCH_EXPERTS, experts))
+    floats, float_scratch = _float_sizes(inspection, backend)
+    return ExpertSizes(
+        experts, slots, records, scratch * min(SCRATCH_EXPERTS, experts), floats, float_scratch
+    )
+
+
+def _float_sizes(inspection: CheckpointInspection, backend: str) -> tuple[dict[int, int], int]:
+    """Sizes in bf16_streaming: layer → bytes per expert in its bank; bytes of arena and staging."""
+    shape = inspection.shape
+    floats: dict[int, int] = {}
+    arenas: dict[int, int] = {}
+    for layer, sizes in inspection.expert_layer_bytes.items():
+        stored, staged = dict(sizes), 0
+        for parts in inspection.stacked.get(layer, {}).values():
+            if "scales" not in parts:
+                continue
+            staged = _widened(sizes, "cpu", ("BF16",))  # whole records, scales in float32
+            for component, entry in parts.items():
+                if component != "bias":
+                    stored[entry.dtype] -= entry.nbytes
+            weights = shape.num_experts * shape.expert_width * shape.hidden_size
+            stored["BF16"] = stored.get("BF16", 0) + 2 * weights
+        floats[layer] = sum(stored.values()) // shape.num_experts
+        slots = min(max(SCRATCH_EXPERTS, shape.top_k), shape.num_experts)
+        wide = slots * _widened(stored, backend, ("BF16",)) // shape.num_experts
+        readers = STAGED_EXPERTS + min(STAGED_EXPERTS, slots)  # the bank's and the arena's
+        arenas[floats[layer]] = wide + readers * staged // shape.num_experts
+    return floats, sum(arenas.values())
 
 
 def estimate_memory(
@@ -154,7 +200,7 @@ def estimate_memory(
     config = model_config(adapter.model_type, inspection.config, inspection.text_config)
     kv = kv_cache_bytes(adapter, config, context, element)
     everything = sizes.total_slots
-    bank = _bank_bytes(sizes, others, machine, expert_cache_bytes)
+    bank = _bank_bytes(sizes.layer_slots, everything, others, machine, expert_cache_bytes)
     share = bank / everything if everything else 1.0
     common = {
         "other weights": others,
@@ -171,6 +217,20 @@ def estimate_memory(
     streaming = {"expert cache": bank, "prefill scratch": scratch} | common
     resident = {"all experts": everything} | common
     reserve = inspection.other_bytes + LOADER_RESERVE_BYTES
+    float_bank, bf16 = 0, None
+    if sizes.layer_floats and inspection.layout in ("stacked", "per_expert", "fused"):
+        all_floats = sizes.experts * sum(sizes.layer_floats.values())
+        float_bank = _bank_bytes(sizes.layer_floats, all_floats, others, machine, expert_cache_bytes)
+        # On the CPU the arena is where a pass computes; elsewhere only what does not fit the bank goes there.
+        arena = sizes.float_scratch_bytes if machine.backend == "cpu" or float_bank < all_floats else 0
+        parts = {"expert cache": float_bank, "arena": arena} | common
+        bf16 = _judged(parts, machine, 0 if expert_cache_bytes is None else float_bank + reserve)
+    sizes_by_dtype: dict[str, int] = {}
+    for entry in inspection.tensors.values():
+        sizes_by_dtype[entry.dtype] = sizes_by_dtype.get(entry.dtype, 0) + entry.nbytes
+    whole = _widened(sizes_by_dtype, machine.backend, ("BF16", "F16"))
+    own = {"all weights": whole}
+    own |= {label: size for label, size in common.items() if label not in _SWAPPED_PARTS}
     return MemoryEstimate(
         machine=machine,
         context=context,
@@ -180,16 +240,20 @@ def estimate_memory(
         bank_share=share,
         streaming=_judged(streaming, machine, 0 if expert_cache_bytes is None else bank + reserve),
         resident=_judged(resident, machine, inspection.expert_bytes + reserve),
+        float_bank_bytes=float_bank,
+        bf16_streaming=bf16,
+        unswapped=_judged(own, machine, whole + LOADER_RESERVE_BYTES),
     )
 
 
-def _bank_bytes(sizes: ExpertSizes, others: int, machine: Machine, asked: int | None) -> int:
-    everything = sizes.total_slots
+def _bank_bytes(
+    layer_slots: Mapping[int, int], everything: int, others: int, machine: Machine, asked: int | None
+) -> int:
     if asked is None:
         if machine.available_bytes is None:
             return everything
         asked = max(0, (machine.available_bytes - others - LOADER_RESERVE_BYTES) // 2)
-    slot = max(sizes.layer_slots.values(), default=1)
+    slot = max(layer_slots.values(), default=1)
     return min(everything, asked // slot * slot)
 
 

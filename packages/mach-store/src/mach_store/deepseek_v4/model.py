@@ -16,6 +16,7 @@ from mach_store.deepseek_v4.rope import RotaryAngles
 from mach_store.deepseek_v4.routing import ExpertsBlock
 from mach_store.deepseek_v4.weight_names import bind_names
 from mach_store.errors import StoreError
+from mach_store.model_builder import compute_dtype
 
 
 class DecoderLayer(nn.Module):
@@ -57,6 +58,9 @@ class Body(nn.Module):
     def __call__(self, tokens: mx.array, cache: list[CompressedCache]) -> mx.array:
         """Token ids [n] → [n, hidden]."""
         embedded = self.embed_tokens(tokens)
+        # Everything behind has this dtype, and a block-packed embedding unpacks to bfloat16 on any device.
+        if embedded.dtype.size < compute_dtype().size:
+            embedded = embedded.astype(compute_dtype())
         streams = mx.repeat(embedded[:, None], self._streams, axis=1)
         for layer, state in zip(self.layers, cache, strict=True):
             angles = self._compressed if layer.plan.ratio else self._plain

@@ -22,13 +22,13 @@ def fsync_directory(path: str) -> None:
         os.close(fd)
 
 
-def install_directory(new: str, target: str, discard: Callable[[str], object] = shutil.rmtree) -> None:
+def install_directory(new: str, target: str, discard: Callable[[str], object] | None = None) -> None:
     """Make the finished directory `new` appear as `target`, atomically; a former `target` is deleted after.
 
     Args:
         new: the finished directory.
         target: its name to be, on the same file system.
-        discard: deletes the former target, which has the name `new` then.
+        discard: deletes the former target, which has the name `new` then; shutil.rmtree if None.
 
     Raises:
         OSError: the file system can neither rename nor exchange directories.
@@ -39,7 +39,7 @@ def install_directory(new: str, target: str, discard: Callable[[str], object] = 
     else:
         _exchange(new, target)
         fsync_directory(parent)
-        discard(new)
+        (discard or shutil.rmtree)(new)
     fsync_directory(parent)
 
 

@@ -31,11 +31,11 @@ def export_sidecar(
     """Write the expert sidecar of `checkpoint` into `output`, atomically; an interrupted export is resumed.
 
     Args:
-        checkpoint: stacked (MLX) or per-expert (raw) checkpoint directory.
+        checkpoint: directory of an MLX checkpoint (stacked), or a raw one in any form of its family.
         output: the directory to make, usually `<checkpoint>/expert_sidecar`.
         num_experts: what the caller believes; a different number is an error. None does not ask.
-        bits: bits per weight; plain-float experts are packed so, packed ones must agree. None keeps what is
-            there.
+        bits: bits per weight; floats, fp8 too, are packed so, packed ones must agree. None keeps what is
+            there, and of fp8 bfloat16.
         group_size: weights per scale when packing; the family's default if None.
         mode: MLX's quantisation mode when packing; the family's default if None.
         alignment: bytes that records start at multiples of.

@@ -60,7 +60,7 @@ class SidecarSource:
             crcs=[record.checksums[expert] for expert in experts] if self._verify else None,
         )
 
-    def path_of(self, layer: int, segment: int) -> str:
+    def path_of(self, layer: int, segment: int, expert: int) -> str:
         """See `ExpertSource`."""
         return os.path.join(self.directory, self._layers[layer].file)
 

@@ -1,6 +1,9 @@
+import asyncio
+import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,12 +15,23 @@ import httpx
 import pytest
 
 from mach_decode.engine import Engine, EngineConfig
-from mach_decode.request import GenerationRequest
+from mach_decode.request import GenerationRequest, StepEvent
 from mach_decode.sampling import SamplingParams
 from mach_server.limits import Limits
 
-GREEDY = {"temperature": 0, "max_tokens": 24}
-SAMPLED = {"temperature": 0.9, "top_p": 0.95, "top_k": 50, "min_p": 0.01, "seed": 7, "max_tokens": 24}
+PLAIN = {"chat_template_kwargs": {"enable_thinking": False}}
+GREEDY = {"temperature": 0, "max_tokens": 24, **PLAIN}
+SAMPLED = {
+    "temperature": 0.9,
+    "top_p": 0.95,
+    "top_k": 50,
+    "min_p": 0.01,
+    "seed": 7,
+    "frequency_penalty": 0.2,
+    "presence_penalty": 0.1,
+    "max_tokens": 24,
+    **PLAIN,
+}
 PROMPTS = ("def reverse(s):", "Write a class for a stack.", "Explain recursion.", "import json")
 
 
@@ -45,7 +59,8 @@ def logs_a_traceback() -> None:
 def answer_of(
     engine: Engine, content: str, max_tokens: int, stop: tuple[str, ...] = (), **sampling: Any
 ) -> str:
-    prompt = engine.render_chat([{"role": "user", "content": content}])
+    options = sampling.pop("chat_template_kwargs")
+    prompt = engine.render_chat([{"role": "user", "content": content}], **options)
     request = GenerationRequest(
         prompt=prompt, max_tokens=max_tokens, stop=stop, sampling=SamplingParams(**sampling)
     )
@@ -94,6 +109,105 @@ def test_usage_counts_prompt_and_answer(server, library: Engine) -> None:
     assert body["usage"]["total_tokens"] == len(prompt) + 5
     assert body["choices"][0]["finish_reason"] == "length"
     assert body["model"] == "mach-pico"
+
+
+def test_a_silent_stream_is_kept_alive_with_its_progress(start_server, endless_engine) -> None:
+    class SlowStart(endless_engine):
+        def generate(self, request, cancelled=lambda: False):
+            for prefilled in range(3):
+                time.sleep(0.06)
+                yield StepEvent(prefilled=prefilled)
+            yield from super().generate(request, cancelled)
+
+    server = start_server(engine=SlowStart, limits=Limits(keep_alive_seconds=0.02))
+    length = server.chat(max_tokens=1).json()["usage"]["prompt_tokens"]
+    with server.client.stream(
+        "POST", "/chat/completions", json=server.body(stream=True, max_tokens=2)
+    ) as sent:
+        lines = [line for line in sent.iter_lines() if line]
+    comments = [line for line in lines if line.startswith(":")]
+    assert lines[0] in (": preparing", ": queued"), "the status line goes out with the first comment"
+    assert ": queued" in comments and f": prefill 1/{length} tokens" in comments
+    data = [line.removeprefix("data: ") for line in lines if line.startswith("data: {")]
+    assert streamed([json.loads(text) for text in data]) == "word end"
+
+
+def test_a_long_preparation_is_kept_alive_and_its_refusal_is_an_event(start_server, monkeypatch) -> None:
+    server = start_server(limits=Limits(keep_alive_seconds=0.02))
+    prompt_of = server.service.preparation.prompt_of
+
+    async def slowly(request):
+        await asyncio.sleep(0.1)
+        return await prompt_of(request)
+
+    monkeypatch.setattr(server.service.preparation, "prompt_of", slowly)
+    body = server.body("word " * 3000, stream=True)
+    lines = [line for line in server.client.post("/chat/completions", json=body).text.splitlines() if line]
+    assert set(lines[:-1]) == {": preparing"}
+    assert "context_length_exceeded" in lines[-1]
+
+
+def test_a_failure_after_a_comment_is_an_event(start_server, failing_engine, logs_a_traceback: None) -> None:
+    class SlowFailure(failing_engine):
+        def generate(self, request, cancelled=lambda: False):
+            time.sleep(0.2)
+            yield from super().generate(request, cancelled)
+
+    server = start_server(engine=SlowFailure, limits=Limits(keep_alive_seconds=0.02))
+    (event,) = server.events(top_k=1)
+    assert event["error"]["type"] == "server_error"
+
+
+def test_64_clients_at_once_get_their_own_answers_or_are_told_to_wait(start_server) -> None:
+    server = start_server(limits=Limits(queue_length=40))
+    fields = [{**GREEDY, "max_tokens": 4, "seed": n, "temperature": 1.0} for n in range(64)]
+    alone = [server.text("import json", **given) for given in fields[:8]]
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda given: server.chat("import json", **given), fields))
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    served = [n for n, answer in enumerate(answers) if answer.status_code == 200]
+    assert len(served) >= 41
+    for n in range(8):
+        if n in served:
+            assert answers[n].json()["choices"][0]["message"]["content"] == alone[n]
+    assert server.stats()["requests"]["open"] == 0
+
+
+def test_200_rapid_connections_leave_nothing_behind(server, eventually) -> None:
+    body = httpx.Request("POST", server.url, json=server.body(stream=True)).content
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    before = server.connections
+    for number in range(200):
+        with socket.create_connection(server.address, timeout=30) as client:
+            client.sendall((head + body)[: (number * 37) % (len(head) + len(body) + 1)])
+    eventually(lambda: server.connections <= before + 1)
+    eventually(lambda: server.stats()["requests"]["open"] == 0)
+    assert server.text(max_tokens=2, temperature=0, **PLAIN)
+
+
+def test_half_closing_counts_as_leaving(start_server, endless_engine, eventually) -> None:
+    server = start_server(engine=endless_engine)
+    body = httpx.Request("POST", server.url, json=server.body()).content
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(server.address, timeout=30) as client:
+        client.sendall(head + body)
+        eventually(lambda: server.stats()["running"])
+        client.shutdown(socket.SHUT_WR)
+        assert b"".join(iter(lambda: client.recv(65536), b"")) == b""
+    eventually(lambda: server.stats()["requests"]["open"] == 0)
+    assert server.text(max_tokens=2) == "word end"
+
+
+def test_64_megabytes_are_refused_and_not_kept(server) -> None:
+    peak = server.stats()["memory"]["peak_rss_bytes"]
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(64):
+            yield b" " * (1 << 20)
+
+    answer = server.client.post("/chat/completions", content=pieces())
+    assert answer.status_code == 413
+    assert server.stats()["memory"]["peak_rss_bytes"] < peak + (40 << 20)
 
 
 def test_stop_strings_end_the_answer_and_are_not_part_of_it(server) -> None:
@@ -196,7 +310,7 @@ def test_a_client_that_leaves_in_prefill_frees_the_engine(
     running = eventually(lambda: server.stats()["running"])
     connection.close()
     assert running["phase"] == "prefill" and running["prompt_tokens"] > library.context_length // 2
-    assert server.text(max_tokens=2, temperature=0)
+    assert server.text(max_tokens=2, temperature=0, **PLAIN)
     after = server.stats()["requests"]
     assert after["cancelled"] == before["cancelled"] + 1
     assert after["completed"] == before["completed"] + 1
@@ -251,7 +365,7 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(
 ) -> None:
     server = start_server(engine=failing_engine)
     events = server.events(top_k=4)
-    assert streamed(events[:-1]) == "word word word "
+    assert streamed(events[:-1]) == "word word word"
     assert events[-1]["error"]["type"] == "server_error"
 
 

@@ -1,0 +1,55 @@
+"""Owns what one load brings: the model, its parts, and the facts that start-up lines and reports name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+
+from mach.io.arch_adapter import MoeArchAdapter
+from mach_decode.kv_cache import KVCacheFactory
+from mach_store.bank_cache import BankCache
+from mach_store.resident_cache import ResidentStackedExpertCache
+from mach_store.scatter_reader import ScatterReader
+from mach_store.settings import StoreSettings
+from mach_store.unswapped_experts import UnswappedExperts
+
+SwappedStore = BankCache | ResidentStackedExpertCache
+ExpertStore = SwappedStore | UnswappedExperts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """Everything one load brought.
+
+    Attributes:
+        directory: the checkpoint.
+        name: what to call it: its directory's name.
+        adapter: its architecture; None for one that only mlx-lm knows.
+        sidecar_directory: its expert sidecar, or None.
+        reader: how experts are read; None when nothing is streamed.
+        dispatch: `gather` or `disk`; `mlx-lm` where nothing was swapped.
+        context_length: tokens that prompt and answer may have together.
+        vocabulary_size: rows of the embedding.
+    """
+
+    directory: Path
+    name: str
+    adapter: MoeArchAdapter | None
+    sidecar_directory: str | None
+    model: nn.Module
+    tokenizer: Any
+    store: ExpertStore
+    cache: KVCacheFactory
+    reader: ScatterReader | None
+    settings: StoreSettings
+    dispatch: str
+    context_length: int
+    vocabulary_size: int
+
+
+def display_name(checkpoint: str, directory: Path) -> str:
+    """What a loaded checkpoint is called: its directory's name, or the name that the user gave."""
+    return directory.name if Path(checkpoint).is_dir() else checkpoint
