@@ -16,11 +16,10 @@ from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
 from mach_decode.unswapped_loader import DEFAULT_CONTEXT, load_unswapped
 from mach_store.bank_cache import BankCache
 from mach_store.cpu_kernels import open_kernels
-from mach_store.dense_kernels import use_dense_kernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.model_builder import build_model
-from mach_store.row_kernels import use_row_kernels
+from mach_store.model_kernels import use_kernels
 from mach_store.settings import StoreSettings
 
 
@@ -101,8 +100,7 @@ def load_swapped(
 
     try:
         model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap)
-        use_dense_kernels(model, kernels)
-        use_row_kernels(model, kernels)
+        kernel_report = use_kernels(model, kernels)
         if isinstance(store, BankCache) and gather:
             store.prewarm()
     except BaseException:
@@ -120,6 +118,7 @@ def load_swapped(
         reader=reader,
         settings=settings,
         dispatch="gather" if gather else "disk",
+        kernels=kernel_report,
         context_length=context_length,
         vocabulary_size=vocabulary_size,
     )

@@ -74,6 +74,10 @@ class ExpertBlock:
         if kernels.native and self._native is None:
             self.reason = f"the kernels know no activation like {type(activation).__name__}"
 
+    def prepare(self, tensors: ExpertTensors, packing: Packing) -> None:
+        """Find out whether the kernels can compute with `tensors`, and make ready for it."""
+        self._product(tensors, packing)
+
     def __call__(self, tensors: ExpertTensors, packing: Packing, x: mx.array, slots: mx.array) -> mx.array:
         """As `expert_kernel.apply_experts`."""
         product = self._product(tensors, packing)

@@ -46,6 +46,7 @@ class GatherSwitchGLU(nn.Module):
         self._layer = store.layers[layer]
         self._dispatch = None
         self._block = ExpertBlock(activation, kernels or stock_kernels("not asked for"))
+        self._block.prepare(self._layer.components, self._layer.packing)
         if isinstance(store, BankCache):
             self._dispatch = _StreamedDispatch(store, store.layers[layer], self._block, transient_min_tokens)
 
@@ -71,6 +72,11 @@ class GatherSwitchGLU(nn.Module):
             return self._dispatch(x, indices)
         layer.counters.hits += min(indices.size, layer.num_experts)
         return self._block(layer.components, layer.packing, x, everywhere[indices])
+
+    @property
+    def kernels_reason(self) -> str:
+        """Why native kernels do not compute this layer; empty when they do."""
+        return self._block.reason
 
     def stats(self) -> dict[str, Any]:
         """This layer's counters."""
