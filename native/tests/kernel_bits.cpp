@@ -1,6 +1,9 @@
 // Runs every kernel of this CPU on made-up numbers and prints a checksum of each result's bits, so that
 // instruction sets and machines can be compared: tools/check_kernel_bits.py. Memory ends right after each
 // array, so that a sanitizer sees a read too far.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -187,10 +190,23 @@ void rows(const Kernels& kernels) {
 
 }  // namespace
 
-int main() {
+// With the argument "fork" a forked child, whose parent's helpers are not there, repeats the work.
+int main(int argc, char** argv) {
   for (const Kernels& kernels : kernel_sets()) {
     state = 1;
     products(kernels);
     rows(kernels);
   }
+  std::fflush(stdout);
+  if (argc < 2 || std::strcmp(argv[1], "fork") != 0) return 0;
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);  // a crew that waits for its parent's helpers waits for ever
+    std::freopen("/dev/null", "w", stdout);
+    rows(kernel_sets().front());
+    _exit(0);
+  }
+  int status = 1;
+  waitpid(child, &status, 0);
+  return status == 0 ? 0 : 1;
 }
