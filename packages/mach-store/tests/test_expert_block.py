@@ -70,7 +70,7 @@ def test_routes_in_slot_order_give_the_same_bits() -> None:
     x, slots = routes(30)
     whole = block(tensors, packing, x, slots)
     order = mx.argsort(slots.flatten())
-    y = block.in_slot_order(tensors, packing, x[0][order // 2], slots.flatten()[order])
+    y = block.in_slot_order(tensors, packing, x[0][order // 2], slots.flatten()[order], slots.size)
     assert mx.array_equal(y, whole.reshape(-1, HIDDEN)[order])
 
 

@@ -86,12 +86,12 @@ class ExpertBlock:
         return product(x, slots)
 
     def in_slot_order(
-        self, tensors: ExpertTensors, packing: Packing, rows: mx.array, slots: mx.array
+        self, tensors: ExpertTensors, packing: Packing, rows: mx.array, slots: mx.array, pass_routes: int
     ) -> mx.array:
         """As `expert_kernel.apply_sorted`."""
         product = self._product(tensors, packing)
         if product is None:
-            return apply_sorted(tensors, packing, self.activation, rows, slots)
+            return apply_sorted(tensors, packing, self.activation, rows, slots, pass_routes)
         return product(rows, slots[:, None])[:, 0]
 
     def _product(self, tensors: ExpertTensors, packing: Packing) -> Callable[..., mx.array] | None:

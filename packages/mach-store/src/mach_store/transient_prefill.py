@@ -58,7 +58,7 @@ def dispatch_transient(
         routes = routes[np.argsort(slot_of[flat[routes]], kind="stable")]
         rows = x[mx.array((routes // k).astype(np.uint32))]
         slots = mx.array(slot_of[flat[routes]])
-        y = block.in_slot_order(components, bank.packing, rows, slots)
+        y = block.in_slot_order(components, bank.packing, rows, slots, flat.size)
         # The next wave overwrites the arena: this one must have been computed by then.
         mx.eval(y)
         outputs.append(y)
