@@ -400,7 +400,7 @@ def test_draining_refuses_new_requests_and_lets_running_ones_finish(
     start_server, endless_engine, eventually
 ) -> None:
     server = start_server(engine=endless_engine)
-    with server.stream(max_tokens=2000) as events:
+    with server.stream(max_tokens=4000) as events:
         server.begin_stop()
         eventually(lambda: server.service.draining)
         refused = server.chat()

@@ -35,7 +35,7 @@ def fields(server) -> dict[str, str]:
 
 
 def test_bf16_streaming_is_called_by_its_name(narrow, server) -> None:
-    assert narrow.text(temperature=0, max_tokens=8)
+    assert narrow.chat(temperature=0, max_tokens=8).json()["usage"]["completion_tokens"] == 8
     serving = narrow.client.get("/capabilities").json()["serving"]
     assert (serving["expert_residency"], serving["serving_mode"]) == ("bf16_streaming", "streaming")
     said = fields(narrow)
@@ -96,4 +96,4 @@ def test_the_openai_backend_names_a_registered_architecture(start_server, stacke
     report = server.client.get("/capabilities").json()
     assert (report["backend"], report["supported"]) == ("openai", True)
     assert report["arch"] == arch_summary(REGISTRY["qwen3_moe"])
-    assert server.text(temperature=0, max_tokens=4)
+    assert server.chat(temperature=0, max_tokens=4).json()["usage"]["completion_tokens"] == 4
