@@ -424,3 +424,39 @@ def test_after_the_grace_period_running_requests_are_cancelled(
     waiting.join()
     assert plain[0].status_code == 503
     server.stop()
+
+
+def test_an_answer_that_takes_too_long_is_ended_and_the_engine_free(
+    start_server, endless_engine, eventually
+) -> None:
+    server = start_server(engine=endless_engine, limits=Limits(request_seconds=0.3))
+    answer = server.chat()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
+    # OpenAI's and Anthropic's clients would otherwise ask again.
+    assert answer.headers["x-should-retry"] == "false"
+    assert server.events()[-1]["error"]["code"] == "request_timeout"
+    asked = {"model": "mach-pico", "max_tokens": 5000, "messages": [{"role": "user", "content": "x"}]}
+    told = server.client.post("/messages", json=asked).json()
+    assert told["error"]["type"] == "timeout_error"
+    eventually(lambda: server.stats()["running"] is None)
+    assert server.chat(max_tokens=2).status_code == 200
+
+
+def test_waiting_counts_towards_an_answer_s_time(start_server, endless_engine, eventually) -> None:
+    server = start_server(engine=endless_engine, limits=Limits(request_seconds=1.0))
+    with server.stream():
+        assert server.chat().status_code == 504
+    eventually(lambda: server.stats()["requests"]["open"] == 0)
+
+
+def test_a_prompt_beyond_the_server_s_own_bound_is_refused(start_server) -> None:
+    server = start_server(limits=Limits(prompt_tokens=20))
+    assert server.chat("x", max_tokens=1).status_code == 200
+    answer = server.chat("x " * 50)
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (
+        "messages",
+        "prompt_too_long",
+    )
+    counted = server.client.post("/messages/count_tokens", json=server.body("x " * 50))
+    assert counted.json()["input_tokens"] > 20
