@@ -52,6 +52,7 @@ def test_a_dead_generation_thread_is_told_to_its_client_and_to_health_checks(
     eventually(lambda: not server.service.thread.alive)
     health = httpx.get(f"{server.url}/health")
     assert (health.status_code, health.json()) == (503, {"status": "engine_dead"})
+    assert "retry-after" not in health.headers  # waiting will not help
     again = server.chat()
     assert (again.status_code, again.json()["error"]["code"]) == (503, "engine_dead")
     assert server.stats()["running"] is None

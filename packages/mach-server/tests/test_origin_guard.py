@@ -1,10 +1,15 @@
+import asyncio
+import re
+
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mach_server.access import Access
-from mach_server.origin_guard import checked_host, checked_origin
+from mach_server.limits import Limits
+from mach_server.origin_guard import OriginGuard, checked_host, checked_origin
+from mach_server.request_record import RequestRecord, attach
 
 PAGE = "https://chat.example.org"
 
@@ -113,6 +118,45 @@ def test_origins_and_hosts_are_lower_case() -> None:
     for text in ("", "a:80", "http://a", "a/b"):
         with pytest.raises(ValueError, match="no host name"):
             checked_host(text)
+
+
+NAMES = st.sampled_from(["localhost", "127.0.0.1", "[::1]", "evil.example", "a.localhost", "localhost.evil"])
+HOSTS = st.builds(
+    lambda name, port: f"{name}{port}".encode(), NAMES, st.sampled_from(["", ":80", ":8080", ":x"])
+)
+
+
+@given(
+    HOSTS | st.binary(max_size=40),
+    st.none() | HOSTS | st.binary(max_size=40),
+    st.sampled_from([b"", b"http://"]),
+)
+def test_no_header_breaks_the_guard_or_gets_a_foreign_name_past_it(host, origin, scheme) -> None:
+    """Whoever is let through named this machine, and came from no page or from one of that very name."""
+    passed: list[bool] = []
+    statuses: list[int] = []
+
+    async def app(scope, receive, send) -> None:
+        passed.append(True)
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message) -> None:
+        statuses.append(message.get("status", 0))
+
+    headers = [(b"host", host)]
+    if origin is not None:
+        headers.append((b"origin", scheme + origin))
+    scope = {"type": "http", "method": "POST", "path": "/v1/stats", "headers": headers, "query_string": b""}
+    attach(RequestRecord(id="a", method="POST", endpoint="/v1/stats"), scope)
+    asyncio.run(OriginGuard((), (), Limits()).around(app)(scope, receive, send))
+    assert passed or statuses[0] == 403
+    if passed and host:
+        assert b"evil" not in host or re.search(rb"[/@?#]", host)
+        said = scheme + origin if origin is not None else b""
+        same = (b"http://" + host, b"http://" + host.removesuffix(b":80"), b"http://" + host + b":80")
+        assert not said or said.lower() in [place.lower() for place in same]
 
 
 @given(st.text(max_size=30))

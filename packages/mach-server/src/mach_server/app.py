@@ -69,7 +69,7 @@ def create_app(service: InferenceService, access: Access | None = None) -> Starl
     async def health_report(request: Request) -> Response:
         body, status = health(service)
         answer = _json(body, status)
-        if status != 200:
+        if service.state in ("loading", "draining"):
             answer.headers["retry-after"] = str(service.limits.retry_after)
         return answer
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from ipaddress import ip_address
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,6 +20,7 @@ from mach_server.limits import Limits
 from mach_server.refusal import refuse
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_PLACE = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{0,5})?")
 _HOST = re.compile(r"[a-z0-9._-]+")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _SHOWN = 100
@@ -97,10 +97,10 @@ class OriginGuard:
         return None
 
     def _trusted(self, host: str) -> bool:
-        try:
-            name = urlsplit(f"//{host}").hostname or ""
-        except ValueError:
+        found = _PLACE.fullmatch(host)
+        if found is None:
             return False
+        name = found["name"].strip("[]")
         assert self._hosts is not None
         if name in self._hosts or name == "localhost" or name.endswith(".localhost"):
             return True
