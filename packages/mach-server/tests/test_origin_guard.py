@@ -1,5 +1,4 @@
 import asyncio
-import re
 
 import httpx
 import pytest
@@ -121,9 +120,8 @@ def test_origins_and_hosts_are_lower_case() -> None:
 
 
 NAMES = st.sampled_from(["localhost", "127.0.0.1", "[::1]", "evil.example", "a.localhost", "localhost.evil"])
-HOSTS = st.builds(
-    lambda name, port: f"{name}{port}".encode(), NAMES, st.sampled_from(["", ":80", ":8080", ":x"])
-)
+PORTS = st.sampled_from(["", ":80", ":8080", ":x", "#"])
+HOSTS = st.builds(lambda name, port: f"{name}{port}".encode(), NAMES, PORTS)
 
 
 @given(
@@ -153,7 +151,7 @@ def test_no_header_breaks_the_guard_or_gets_a_foreign_name_past_it(host, origin,
     asyncio.run(OriginGuard((), (), Limits()).around(app)(scope, receive, send))
     assert passed or statuses[0] == 403
     if passed and host:
-        assert b"evil" not in host or re.search(rb"[/@?#]", host)
+        assert b"evil" not in host
         said = scheme + origin if origin is not None else b""
         same = (b"http://" + host, b"http://" + host.removesuffix(b":80"), b"http://" + host + b":80")
         assert not said or said.lower() in [place.lower() for place in same]
