@@ -70,6 +70,9 @@ def test_cache_stats_hold_the_store_s_own_summary(either) -> None:
     assert report["streaming_summary"]["hits"] > 0
     assert report["stale_generation_in_flight"] is False
     assert report["direct_pread"] == {"active": facts.reader == "native", "mode": facts.reader}
+    kernels = report["cpu_kernels"]
+    assert kernels["stock"] == {}
+    assert (kernels["name"] == "mlx") == ("reason" in kernels) == (facts.residency == "unswapped")
 
 
 def test_cache_stats_answer_while_a_generation_runs(start_server, endless_engine, eventually) -> None:

@@ -85,6 +85,7 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
         "stale_generation_in_flight": thread.running is not None,
         "age_seconds": time.monotonic() - snapshot.taken,
         "direct_pread": {"active": facts.reader == "native", "mode": facts.reader},
+        "cpu_kernels": facts.cpu_kernels,
     }
 
 
