@@ -17,7 +17,7 @@ import time
 from stream_client import open_connection
 
 CONNECTIONS = 4
-REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: bench\r\n\r\n"
+REQUEST = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 def main(url: str, rate: float | None) -> None:

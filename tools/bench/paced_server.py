@@ -20,6 +20,7 @@ from mach_decode.request import GenerationFigures, GenerationRequest, StepEvent
 from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
 from mach_server.limits import Limits
+from mach_server.listening_socket import tcp_socket
 
 RATE = float(sys.argv[1]) if len(sys.argv) > 1 else 100.0
 
@@ -49,19 +50,20 @@ class PacedEngine(Engine):
             )
 
 
-async def _serve(server: HttpServer) -> None:
+async def _serve(server: HttpServer, url: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
-    await server.serve(lambda: print(f"startup ready url={server.url}", flush=True))
+    await server.serve(lambda: print(f"startup ready url={url}", flush=True))
 
 
 def main() -> None:
     """Serve until SIGTERM."""
     service = InferenceService(EngineConfig(checkpoint="mach-pico"), Limits(), engine_class=PacedEngine)
-    server = HttpServer(service, "127.0.0.1", 0)
+    listening = tcp_socket("127.0.0.1", 0, service.limits)
+    server = HttpServer(service, listening)
     service.start()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(server))
-    server.close()
+        runner.run(_serve(server, listening.url))
+    listening.close()
     service.close()
 
 

@@ -173,7 +173,7 @@ class Client:
         """Close the connection somewhere between the first byte of the request and the answer's end."""
         fields = {**self._questions["greedy 0"], "max_tokens": 400, "stream": self._random.random() < 0.7}
         body = json.dumps(fields).encode()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: soak\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         request = head + body
         stage = self._random.choice(("connected", "in the request", "queued", "in the answer"))
         with socket.create_connection(self._address, SECONDS) as connection:

@@ -48,7 +48,7 @@ def stream_completion(url: str, **fields: Any) -> StreamTimes:
     body = json.dumps({**fields, "stream": True, "stream_options": {"include_usage": True}}).encode()
     pieces: list[tuple[int, bytes]] = []
     with open_connection(url) as connection:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         began = time.monotonic_ns()
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         tail = b""

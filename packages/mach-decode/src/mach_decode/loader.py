@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from mach.io.inspection import inspect_checkpoint
 from mach_decode.checkpoint_download import obtain_checkpoint
+from mach_decode.draft_settings import refuse_draft_settings
 from mach_decode.errors import DecodeError
 from mach_decode.kv_cache import KVCacheFactory
 from mach_decode.loaded_model import ExpertStore, LoadedModel, display_name
@@ -75,6 +76,8 @@ def load_swapped(
     adapter = inspection.adapter
     if arch is not None and arch != adapter.model_type:
         raise DecodeError(f"{directory}: is {adapter.model_type}, not {arch}")
+    if adapter.model_type == "deepseek_v4":
+        refuse_draft_settings()
     settings = StoreSettings.from_environment()
     residency = choose_residency(expert_residency, inspection, settings, expert_cache_gb)
     text = inspection.text_config

@@ -26,6 +26,9 @@ from mach_store.scatter_reader import NATIVE_MODULE
 DECODE_PATH = "target-only"
 EFFECTIVE_DECODE_PATH = "target_only"
 ADAPTIVE_BLOCK_POLICY = "none"
+ADAPTIVE_BLOCK_SETTINGS = ("alpha_window", "alpha_threshold", "low_block", "default_block")
+"""What a policy of blocks would be set by; the policy `none` has no value for any."""
+
 OPENAI_SERVING_MODE = "openai-mlx-stream-generate"
 
 
