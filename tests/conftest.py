@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+NODE_SUITES = Path(__file__).parent / "node"
+OUT_OF_REACH = re.compile(
+    r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|TIMEOUT"
+)
 COMPATIBILITY = Path(__file__).parents[1] / "docs" / "compatibility.json"
 
 
@@ -49,6 +54,25 @@ def served_pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 raise
     assert status == 0
     assert "Traceback" not in Path(log).read_text()
+
+
+@pytest.fixture(scope="session")
+def node_clients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The suites of tests/node beside the clients that they import, as package-lock.json has them.
+
+    Skips where there is no Node.js, or no way to the registry; any other failure to install is a failure.
+    """
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("Node.js or npm is not installed")
+    ignored = shutil.ignore_patterns("node_modules")
+    directory = Path(shutil.copytree(NODE_SUITES, tmp_path_factory.mktemp("node") / "suites", ignore=ignored))
+    command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    command += ["--fetch-retries=2", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
+    result = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=240)
+    if result.returncode != 0 and (found := OUT_OF_REACH.search(result.stderr)):
+        pytest.skip(f"the npm registry is out of reach ({found[0]})")
+    assert result.returncode == 0, result.stderr
+    return directory
 
 
 class CompatibilityRecord:

@@ -203,3 +203,28 @@ def test_closing_closes_the_files(schema, file_source) -> None:
     bank = bank_over(source, slots=4)
     bank.close()
     assert source._fd == -1
+
+
+def test_the_map_shows_what_is_in_memory_and_what_was_needed(schema, file_source) -> None:
+    source = file_source(dict.fromkeys(range(2), schema(32, 32)), 4)
+    bank = bank_over(source, slots=5)
+    for experts in ([0, 1], [1, 2], [3, 1]):
+        bank.layers[0].acquire(experts)
+        bank.release()
+    bank.layers[1].read_scratch(bank.scratch(1), [2])
+    before = bank.expert_map()
+    assert list(before[0].uses or ()) == [1, 3, 1, 1]
+    assert list(before[1].uses or ()) == [0, 0, 1, 0], "transient reads are uses"
+    assert list(before[1].resident) == [0, 0, 0, 0], "but leave the bank alone"
+    for layer, experts in before.items():
+        assert [n for n in range(4) if experts.resident[n]] == bank.layers[layer].resident(range(4))
+    bank.layers[1].acquire([0, 3])
+    bank.check()
+    assert list(before[1].resident) == [0, 0, 0, 0], "a copy"
+    assert list(bank.expert_map()[1].resident) == [1, 0, 0, 1]
+
+
+def test_a_whole_bank_does_not_count_single_experts(schema, file_source) -> None:
+    bank = bank_over(file_source({0: schema(32, 32)}, 4), slots=4)
+    bank.prewarm()
+    assert bank.expert_map()[0] == (b"\1" * 4, None)

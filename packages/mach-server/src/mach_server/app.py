@@ -20,6 +20,7 @@ from mach_server.api_key import ApiKeyGuard
 from mach_server.count_endpoint import CountEndpoint
 from mach_server.endpoints import read_chat, read_completion, read_messages, read_response
 from mach_server.errors import BadRequestError, ModelNotFoundError
+from mach_server.expert_report import expert_report
 from mach_server.inference_service import InferenceService
 from mach_server.metrics import Metrics
 from mach_server.origin_guard import OriginGuard
@@ -27,6 +28,7 @@ from mach_server.refusal import error_response, refuse
 from mach_server.reports import cache_stats, capabilities, health, model, stats
 from mach_server.request_log import RequestLog
 from mach_server.request_record import record_of
+from mach_server.status_page import StatusPage
 from mach_server.wire_body import check_model
 
 HEALTH = "/health"
@@ -63,6 +65,9 @@ def create_app(service: InferenceService, access: Access | None = None) -> Starl
     async def cache_report(request: Request) -> Response:
         return _json(cache_stats(service))
 
+    async def experts_report(request: Request) -> Response:
+        return _json(expert_report(service.thread.snapshot, running=service.thread.running is not None))
+
     async def capabilities_report(request: Request) -> Response:
         return _json(capabilities(service.facts))
 
@@ -78,6 +83,7 @@ def create_app(service: InferenceService, access: Access | None = None) -> Starl
         return Response(body, headers={"content-type": media_type})
 
     routes = [
+        Route("/", StatusPage.load().answer, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{model:path}", one_model, methods=["GET"]),
         Route("/v1/chat/completions", AnswerEndpoint(service, read_chat), methods=["POST"]),
@@ -87,6 +93,7 @@ def create_app(service: InferenceService, access: Access | None = None) -> Starl
         Route("/v1/messages/count_tokens", CountEndpoint(service), methods=["POST"]),
         Route("/v1/stats", stats_report, methods=["GET"]),
         Route("/v1/cache/stats", cache_report, methods=["GET"]),
+        Route("/v1/cache/experts", experts_report, methods=["GET"]),
         Route("/v1/capabilities", capabilities_report, methods=["GET"]),
         Route(HEALTH, health_report, methods=["GET"]),
         Route("/metrics", metrics_page, methods=["GET"]),

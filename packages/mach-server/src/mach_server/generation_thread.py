@@ -24,6 +24,7 @@ from mach_decode.request import GenerationFigures, GenerationRequest, StepEvent
 from mach_server.errors import UnavailableError
 from mach_server.generation_counts import GenerationCounts, RunningAnswer
 from mach_server.token_channel import Failure, TokenChannel
+from mach_store.expert_map import LayerExperts
 
 log = logging.getLogger("mach.server")
 
@@ -59,11 +60,13 @@ class EngineSnapshot:
     Attributes:
         store: `store.stats()`.
         memory: MLX's active, cached and peak bytes.
+        experts: `store.expert_map()`.
         taken: `time.monotonic()`.
     """
 
     store: dict[str, Any]
     memory: dict[str, int]
+    experts: dict[int, LayerExperts]
     taken: float
 
 
@@ -238,6 +241,7 @@ class GenerationThread:
                 "mlx_cache_bytes": mx.get_cache_memory(),
                 "mlx_peak_bytes": mx.get_peak_memory(),
             },
+            experts=engine.store.expert_map(),
             taken=time.monotonic(),
         )
 

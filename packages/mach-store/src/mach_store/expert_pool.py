@@ -17,6 +17,7 @@ class ExpertPool:
         arrays: the memory.
         narrow: whether it must be widened before it is computed with.
         table: (layer, expert) → slot, for experts that are readable.
+        present: for each layer a byte per expert, 1 where it is in `table`: cheap to copy for reports.
         pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
         whole: whether every expert of every layer has a slot, so that nothing is ever evicted.
     """
@@ -36,6 +37,7 @@ class ExpertPool:
         self.narrow = form.narrow
         self.arrays = form.bank(schema, slots)
         self.table: dict[Key, int] = {}
+        self.present = {layer: bytearray(experts) for layer, experts in layers.items()}
         self.pinned: set[Key] = set()
         self.occupancy = dict.fromkeys(layers, 0)
         floor = max(top_k, self.share // 2)
@@ -59,6 +61,7 @@ class ExpertPool:
                 assert victim is not None, "a fence never needs more experts than the pool has slots"
                 self.policy.remove(victim)
                 self.occupancy[victim[0]] -= 1
+                self.present[victim[0]][victim[1]] = 0
                 self._free.append(self.table.pop(victim))
                 evicted.append(victim)
             slots.append(self._free.pop())
@@ -69,6 +72,7 @@ class ExpertPool:
         for key, slot in zip(keys, slots, strict=True):
             self.table[key] = slot
             self.occupancy[key[0]] += 1
+            self.present[key[0]][key[1]] = 1
             self.policy.insert(key)
 
     def give_back(self, slots: list[int]) -> None:
@@ -81,4 +85,6 @@ class ExpertPool:
         assert sorted(used + self._free) == list(range(self.slots)), "every slot is free or used, once"
         for layer, count in self.occupancy.items():
             assert count == sum(key[0] == layer for key in self.table), f"occupancy of layer {layer}"
+            here = {expert for expert, there in enumerate(self.present[layer]) if there}
+            assert here == {key[1] for key in self.table if key[0] == layer}, f"present of layer {layer}"
         assert self.pinned <= set(self.table), "pinned experts are in the bank"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -24,6 +25,7 @@ class LayerExpertBank:
         components: the pool's arrays; slots index their first extent.
         packing: how each projection's weights are packed.
         counters: what happened so far.
+        uses: for each expert, the passes that needed it and in which the host saw the routes.
     """
 
     def __init__(self, layer: int, pool: ExpertPool, source: ExpertSource, reader: ScatterReader) -> None:
@@ -33,6 +35,7 @@ class LayerExpertBank:
         self.components: ExpertTensors = pool.arrays.components
         self.packing: Packing = pool.arrays.packing
         self.counters = LayerCounters()
+        self.uses = array("Q", bytes(8 * self.num_experts))
         self.pool = pool
         self._source, self._reader = source, reader
         self._device_slots: mx.array | None = None
@@ -67,10 +70,11 @@ class LayerExpertBank:
             SidecarCorruptionError, ExpertReadError: a read failed; the bank is as before, less the evicted.
         """
         pool, layer = self.pool, self.layer
-        table, touch = pool.table, pool.policy.touch
+        table, touch, uses = pool.table, pool.policy.touch, self.uses
         missing = []
         for expert in experts:
             key = (layer, expert)
+            uses[expert] += 1
             if key in table:
                 touch(key)
                 pool.pinned.add(key)
@@ -105,3 +109,5 @@ class LayerExpertBank:
         self._reader.read(arrays.plan, self._source, self.layer, experts, slots, self.counters)
         self.counters.misses += len(experts)
         self.counters.transient_reads += len(experts)
+        for expert in experts:
+            self.uses[expert] += 1

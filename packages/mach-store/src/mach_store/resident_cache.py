@@ -12,6 +12,7 @@ from mach_store.counters import LayerCounters
 from mach_store.expert_arrays import DTYPES, packing_of, widens
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
+from mach_store.expert_map import LayerExperts
 from mach_store.stacked_source import stacked_schemas
 
 
@@ -92,6 +93,10 @@ class ResidentStackedExpertCache:
             "experts_resident": experts,
             **self.totals().as_dict(),
         }
+
+    def expert_map(self) -> dict[int, LayerExperts]:
+        """Model index → that layer's experts: all in memory, their uses unseen."""
+        return {layer: LayerExperts(b"\1" * self.num_experts, None) for layer in sorted(self.layers)}
 
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mach_store.counters import LayerCounters
+from mach_store.expert_map import LayerExperts
 
 
 class UnswappedExperts:
@@ -40,6 +41,10 @@ class UnswappedExperts:
             "experts_resident": 0,
             **self.totals().as_dict(),
         }
+
+    def expert_map(self) -> dict[int, LayerExperts]:
+        """No layer has experts in this store."""
+        return {}
 
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""
