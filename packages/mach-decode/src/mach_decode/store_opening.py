@@ -171,7 +171,8 @@ def _require(residency: str, inspection: CheckpointInspection) -> None:
         return
     others = (name for name in ("streaming", "stacked") if name != residency)
     working = [_FLAGS[name] for name in others if _GATES[name](inspection.adapter, inspection).status == OK]
-    hint = f"; {' and '.join(working)} work{'s' * (len(working) == 1)}" if working else ""
+    told = all(flag in verdict.reason for flag in working)
+    hint = "" if told else f"; {' and '.join(working)} work{'s' * (len(working) == 1)}"
     raise ResidencyError(f"{inspection.directory}: {_FLAGS[residency]}: {verdict.reason}{hint}")
 
 
