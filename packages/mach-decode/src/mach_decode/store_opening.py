@@ -85,7 +85,8 @@ def open_store(
     if expert_residency == "stacked":
         return _open_resident(inspection, settings, expert_cache_gb), None
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
-        # A sidecar answers for itself when it is opened, and names the file and the field at fault.
+        # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
+        # wrong with the other weights is asked after that.
         _require(expert_residency, inspection)
     reader = open_reader(settings)
     compute = compute_dtype()
@@ -99,6 +100,8 @@ def open_store(
         form = StoredForm(compute, reader)
         source = _open_source(inspection, settings, reader)
     try:
+        if inspection.sidecar_directory is not None:
+            _require(expert_residency, inspection)
         cache = BankCache(
             source,
             reader,
