@@ -23,7 +23,7 @@ from mach.preflight.memory import estimate_memory
 from mach.settings import CoreSettings
 from mach_decode.loader import load_swapped
 from mach_decode.unswapped_loader import load_unswapped
-from mach_server import serve_command
+from mach_server import serve_options
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
 from mach_store.model_builder import family_classes
@@ -101,7 +101,7 @@ def agree(directory: Path, tmp_path: Path, budget: float | None = None) -> dict:
     if report["supported"]:
         words = report["serve_command"].split()
         assert words[0] == "mach-serve"
-        serve_command._parse(words[1:])
+        serve_options.parse(words[1:])
         assert done["expert_streaming" if "--streaming" in words else "resident_stacked"]
     return report
 
@@ -408,5 +408,5 @@ def test_the_tables_of_tensors_are_the_models(family: str, changes: dict, tmp_pa
 @pytest.mark.parametrize("path", NOT_SERVED)
 def test_the_server_refuses_what_check_calls_blocked(path: str) -> None:
     with pytest.raises(SystemExit) as refusal:
-        serve_command._parse(["mach-pico", "--streaming", *NOT_SERVED[path]])
+        serve_options.parse(["mach-pico", "--streaming", *NOT_SERVED[path]])
     assert refusal.value.code == 2

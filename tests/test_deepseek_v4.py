@@ -118,6 +118,13 @@ def test_a_draft_that_the_environment_asks_for_is_refused_by_name(sliced, monkey
     monkeypatch.setenv(name, "1")
     with pytest.raises(SettingError, match=f"{name}='1': must be unset.*target-only"):
         load_v4_flash(str(sliced))
+    with pytest.raises(SettingError, match=f"{name}='1'"):
+        load_moe(str(sliced))
+
+
+def test_variables_of_drafts_mean_nothing_to_other_families(monkeypatch) -> None:
+    monkeypatch.setenv("LME_V4_DRAFT", "1")
+    load_moe("mach-pico")[2].close()
 
 
 def test_mach_generate_and_mach_serve_give_the_librarys_text(sliced) -> None:

@@ -21,9 +21,11 @@ from mach.io.checkpoint_path import resolve_checkpoint
 from mach_decode.engine import Engine, EngineConfig
 from mach_decode.errors import GenerationCancelledError
 from mach_decode.request import GenerationFigures, StepEvent
+from mach_server.access import Access
 from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
 from mach_server.limits import Limits
+from mach_server.listening_socket import tcp_socket
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 
 LIVENESS_SECONDS = 60.0
@@ -42,15 +44,22 @@ def eventually(condition: Callable[[], Any]) -> Any:
 class RunningServer:
     """A server in this process, its event loop in a thread of its own."""
 
-    def __init__(self, config: EngineConfig, limits: Limits, engine_class: type[Engine]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        limits: Limits,
+        engine_class: type[Engine],
+        access: Access | None = None,
+    ) -> None:
         self.service = InferenceService(config, limits, engine_class=engine_class)
-        self._http = HttpServer(self.service, "127.0.0.1", 0)
+        self._listening = tcp_socket("127.0.0.1", 0, limits)
+        self._http = HttpServer(self.service, self._listening, access)
         self._stopped = False
-        self.url = self._http.url
+        self.url = self._listening.url
         try:
             self.service.start()
         except BaseException:
-            self._http.close()
+            self._listening.close()
             raise
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -75,7 +84,7 @@ class RunningServer:
             self.begin_stop()
         self._thread.join(LIVENESS_SECONDS)
         assert not self._thread.is_alive()
-        self._http.close()
+        self._listening.close()
         eventually(self.service.close)  # the rest of a long test run makes its garbage collection slow
 
     @property
@@ -181,9 +190,10 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
         gb: float | None = None,
         limits: Limits | None = None,
         engine: type[Engine] = Engine,
+        access: Access | None = None,
     ) -> RunningServer:
         config = EngineConfig(checkpoint=checkpoint, expert_residency=residency, expert_cache_gb=gb)
-        running.append(RunningServer(config, limits or Limits(), engine))
+        running.append(RunningServer(config, limits or Limits(), engine, access))
         return running[-1]
 
     yield start

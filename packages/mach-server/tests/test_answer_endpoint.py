@@ -175,7 +175,9 @@ def test_64_clients_at_once_get_their_own_answers_or_are_told_to_wait(start_serv
 
 def test_200_rapid_connections_leave_nothing_behind(server, eventually) -> None:
     body = httpx.Request("POST", server.url, json=server.body(stream=True)).content
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
     before = server.connections
     for number in range(200):
         with socket.create_connection(server.address, timeout=30) as client:
@@ -188,7 +190,9 @@ def test_200_rapid_connections_leave_nothing_behind(server, eventually) -> None:
 def test_half_closing_counts_as_leaving(start_server, endless_engine, eventually) -> None:
     server = start_server(engine=endless_engine)
     body = httpx.Request("POST", server.url, json=server.body()).content
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
     with socket.create_connection(server.address, timeout=30) as client:
         client.sendall(head + body)
         eventually(lambda: server.stats()["running"])
@@ -263,7 +267,7 @@ def test_a_body_that_is_too_large_is_refused_after_it_was_sent(start_server) -> 
 def test_a_body_that_does_not_arrive_is_given_up(start_server) -> None:
     impatient = start_server(limits=Limits(body_seconds=0.2))
     with socket.create_connection(impatient.address, timeout=30) as client:
-        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 10\r\n\r\n{")
         assert client.recv(1000).startswith(b"HTTP/1.1 408")
 
 
@@ -338,7 +342,7 @@ def test_a_client_that_never_reads_is_cancelled_and_buffers_stay_bounded(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(server.address)
         body = httpx.Request("POST", server.url, json=server.body(stream=True)).content
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
         eventually(lambda: server.stats()["requests"]["cancelled"] == 1)
         assert server.text(max_tokens=2) == "word end"
@@ -396,7 +400,7 @@ def test_draining_refuses_new_requests_and_lets_running_ones_finish(
     start_server, endless_engine, eventually
 ) -> None:
     server = start_server(engine=endless_engine)
-    with server.stream(max_tokens=20_000) as events:
+    with server.stream(max_tokens=4000) as events:
         server.begin_stop()
         eventually(lambda: server.service.draining)
         refused = server.chat()
@@ -420,3 +424,39 @@ def test_after_the_grace_period_running_requests_are_cancelled(
     waiting.join()
     assert plain[0].status_code == 503
     server.stop()
+
+
+def test_an_answer_that_takes_too_long_is_ended_and_the_engine_free(
+    start_server, endless_engine, eventually
+) -> None:
+    server = start_server(engine=endless_engine, limits=Limits(request_seconds=0.3))
+    answer = server.chat()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
+    # OpenAI's and Anthropic's clients would otherwise ask again.
+    assert answer.headers["x-should-retry"] == "false"
+    assert server.events()[-1]["error"]["code"] == "request_timeout"
+    asked = {"model": "mach-pico", "max_tokens": 5000, "messages": [{"role": "user", "content": "x"}]}
+    told = server.client.post("/messages", json=asked).json()
+    assert told["error"]["type"] == "timeout_error"
+    eventually(lambda: server.stats()["running"] is None)
+    assert server.chat(max_tokens=2).status_code == 200
+
+
+def test_waiting_counts_towards_an_answer_s_time(start_server, endless_engine, eventually) -> None:
+    server = start_server(engine=endless_engine, limits=Limits(request_seconds=1.0))
+    with server.stream():
+        assert server.chat().status_code == 504
+    eventually(lambda: server.stats()["requests"]["open"] == 0)
+
+
+def test_a_prompt_beyond_the_server_s_own_bound_is_refused(start_server) -> None:
+    server = start_server(limits=Limits(prompt_tokens=20))
+    assert server.chat("x", max_tokens=1).status_code == 200
+    answer = server.chat("x " * 50)
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["param"], answer.json()["error"]["code"]) == (
+        "messages",
+        "prompt_too_long",
+    )
+    counted = server.client.post("/messages/count_tokens", json=server.body("x " * 50))
+    assert counted.json()["input_tokens"] > 20

@@ -9,18 +9,18 @@ PAYLOADS = {
     "nothing": b"",
     "half a line": b"POST /v1/ch",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n",
-    "a bad chunk": b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+    "a bad chunk": b"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\n"
     b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
     "long headers": b"GET /v1/models HTTP/1.1\r\nX: " + b"a" * 70_000 + b"\r\n\r\n",
     "HTTP/2 and noise": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"noise" * 10,
-    "a WebSocket": b"GET /v1/stats HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    "a WebSocket": b"GET /v1/stats HTTP/1.1\r\nHost: [::1]\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
 }
 
 
 def chat(server) -> bytes:
     body = json.dumps(server.body(stream=True)).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: [::1]\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 

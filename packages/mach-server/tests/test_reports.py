@@ -20,6 +20,24 @@ def test_models_lists_the_one_model(either) -> None:
     assert model["max_model_len"] == 2048 or model["max_model_len"] > 0
 
 
+def test_the_model_can_be_retrieved_by_each_of_its_names(either) -> None:
+    (listed,) = either.client.get("/models").json()["data"]
+    assert either.service.facts.names
+    for name in either.service.facts.names:
+        answer = either.client.get(f"/models/{name}")
+        assert (answer.status_code, answer.json()) == (200, listed)
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt-4", "org/mach-pico", "mach-pico/", "a/b/c", "%2Fmach-pico", "x" * 5000]
+)
+def test_another_model_is_404(server, name: str) -> None:
+    answer = server.client.get(f"/models/{name}")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    assert len(answer.text) < 1000
+
+
 def test_stats_count_what_was_answered(either) -> None:
     before = either.stats()
     usage = either.chat(max_tokens=4, temperature=0).json()["usage"]
@@ -35,7 +53,11 @@ def test_stats_count_what_was_answered(either) -> None:
     assert after["decode_tokens_per_second"] > 0
     assert after["running"] is None and after["queue_depth"] == 0
     assert after["decode_path"] == "target-only"
-    assert after["adaptive_block_policy"] == {"name": "none"}
+    policy = after["adaptive_block_policy"]
+    assert policy.pop("name") == "none"
+    assert policy == dict.fromkeys(("alpha_window", "alpha_threshold", "low_block", "default_block"))
+    assert (after["specdec_drafted"], after["specdec_accepted"], after["recent_alpha"]) == (0, 0, None)
+    assert (after["observed_cycles"], after["low_cycles"]) == (0, 0)
     assert after["memory"]["peak_rss_bytes"] > after["memory"]["mlx_active_bytes"] > 0
 
 
@@ -48,6 +70,9 @@ def test_cache_stats_hold_the_store_s_own_summary(either) -> None:
     assert report["streaming_summary"]["hits"] > 0
     assert report["stale_generation_in_flight"] is False
     assert report["direct_pread"] == {"active": facts.reader == "native", "mode": facts.reader}
+    kernels = report["cpu_kernels"]
+    assert kernels["stock"] == {}
+    assert (kernels["name"] == "mlx") == ("reason" in kernels) == (facts.residency == "unswapped")
 
 
 def test_cache_stats_answer_while_a_generation_runs(start_server, endless_engine, eventually) -> None:
@@ -68,7 +93,8 @@ def test_capabilities_are_those_of_this_version(either) -> None:
     assert serving["effective_decode_path"] == "target_only"
     assert serving["speculation"]["supported_presets"] == ["none"]
     assert serving["continuous_batching"] is False and serving["turboquant_kv"] is False
-    assert report["grammar"]["xgrammar"] == (find_spec("xgrammar") is not None)
+    available = {"xgrammar": find_spec("xgrammar") is not None, "llguidance": True}
+    assert report["grammar"] == {**available, "lm_format_enforcer": False}
 
 
 def test_both_residencies_give_the_same_text_and_differ_in_fingerprint(

@@ -2,6 +2,9 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -29,6 +32,22 @@ class SlowEngine(Engine):
 serve_command.InferenceService = functools.partial(InferenceService, engine_class=SlowEngine)
 sys.exit(serve_command.main())
 """
+WAITING = """
+import os, sys, time, functools
+from mach_decode.engine import Engine
+from mach_server import serve_command
+from mach_server.inference_service import InferenceService
+
+class WaitingEngine(Engine):
+    @classmethod
+    def load(cls, config):
+        while not os.path.exists("go"):
+            time.sleep(0.01)
+        return super().load(config)
+
+serve_command.InferenceService = functools.partial(InferenceService, engine_class=WaitingEngine)
+sys.exit(serve_command.main())
+"""
 CHAT = {"model": "mach-pico", "messages": [{"role": "user", "content": "x"}], "stream": True}
 USUAL = ("mach-pico", "--streaming", "--port", "0")
 
@@ -46,7 +65,7 @@ USUAL = ("mach-pico", "--streaming", "--port", "0")
         (["mach-pico", "--streaming", "--backend", "llama"], "invalid choice: 'llama'"),
         (["mach-pico", "--streaming", "--draft-dir", "d"], "unrecognized arguments: --draft-dir"),
         (["mach-pico", "--streaming", "--continuous-batching"], "unrecognized arguments"),
-        (["mach-pico", "--streaming", "--port", "70000"], "not a port"),
+        (["mach-pico", "--streaming", "--port", "70000"], "not a whole number from 0 to 65535"),
         (["mach-pico", "--stream"], "unrecognized arguments: --stream"),
         (["mach-pico", "--no-streaming", "--expert-cache-gb", "1"], "--expert-cache-gb needs --streaming"),
     ],
@@ -165,3 +184,136 @@ def test_an_idle_server_ends_cleanly_and_its_port_is_free_again(start_process) -
     assert "Traceback" not in stderr and "terminate" not in stderr
     with socket.create_server(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))):
         pass
+
+
+@pytest.fixture
+def start_loading(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a server on the Unix socket `s` that loads until there is a file `go`."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WAITING, "mach-pico", "--streaming", "--uds", "s", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, cwd=tmp_path, text=True, **pipes))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with process:
+            if process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture
+def over_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually) -> Iterator[httpx.Client]:
+    """A client of the socket `s`; waits until it can be connected to."""
+    monkeypatch.chdir(tmp_path)  # the whole path may be too long for a socket
+
+    def connects() -> bool:
+        with socket.socket(socket.AF_UNIX) as knock:
+            return knock.connect_ex("s") == 0
+
+    with httpx.Client(transport=httpx.HTTPTransport(uds="s"), base_url="http://mach", timeout=60) as client:
+        client.wait = lambda: eventually(connects)
+        yield client
+
+
+def test_while_the_model_loads_requests_get_503_and_the_ready_line_waits(
+    start_loading, over_socket, tmp_path: Path
+) -> None:
+    process = start_loading("--log-format", "json")
+    over_socket.wait()
+    for path in ("/v1/models", "/v1/stats", "/metrics", "/nowhere"):
+        answer = over_socket.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "loading")
+        assert int(answer.headers["retry-after"]) > 0
+    assert (
+        over_socket.post("/v1/messages", content=b"x" * 100_000).json()["error"]["type"] == "overloaded_error"
+    )
+    health = over_socket.get("/health")
+    assert (health.status_code, health.json()) == (503, {"status": "loading"})
+    (tmp_path / "go").touch()
+    lines = []
+    while not (lines and lines[-1].startswith("startup ready")):
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.stderr.read()
+    assert lines[0].startswith("startup mode ")
+    assert lines[-1] == f"startup ready url=unix:{tmp_path / 's'} model=mach-pico\n"
+    assert over_socket.get("/health").json() == {"status": "ok"}
+    answer = over_socket.post("/v1/chat/completions", json={**CHAT, "stream": False, "max_tokens": 2})
+    assert answer.json()["usage"]["completion_tokens"] == 2
+    assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert not (tmp_path / "s").exists()
+    told = [json.loads(line) for line in stderr.splitlines()]
+    assert [line["status"] for line in told] == [503] * 6 + [200, 200]
+    assert told[-1]["id"] == answer.headers["x-request-id"] and told[-1]["completion_tokens"] == 2
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_signal_while_it_loads_ends_it_at_once(start_loading, over_socket, number, status) -> None:
+    process = start_loading()
+    over_socket.wait()
+    assert over_socket.get("/health").status_code == 503
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "Traceback" not in stderr and "startup ready" not in stderr
+    # What it may have left is no hindrance.
+    again = start_loading()
+    over_socket.wait()
+    again.kill()
+
+
+def test_a_load_that_fails_while_clients_wait_is_one_line_and_status_2(
+    start_loading, over_socket, tmp_path: Path
+) -> None:
+    process = start_loading("--expert-cache-gb", "0.0001")
+    over_socket.wait()
+    assert over_socket.get("/health").status_code == 503  # the connection stays open
+    (tmp_path / "go").touch()
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (2, "")
+    assert [line for line in stderr.splitlines() if not line.startswith("request ")][0].startswith(
+        "mach-serve: "
+    )
+    assert "raise --expert-cache-gb" in stderr and "Traceback" not in stderr
+
+
+def test_whoever_opens_it_to_others_without_a_key_is_warned(start_process, monkeypatch) -> None:
+    open_to_all = start_process(*USUAL, "--host", "0.0.0.0")
+    open_to_all.process.terminate()
+    assert "WARNING: 0.0.0.0:0 can be reached from other machines" in open_to_all.end()[1]
+    monkeypatch.setenv("MACH_API_KEY", "a-key")
+    locked = start_process(*USUAL, "--host", "0.0.0.0")
+    url = locked.url.replace("0.0.0.0", "127.0.0.1")
+    assert httpx.get(f"{url}/v1/models").status_code == 401
+    assert httpx.get(f"{url}/v1/models", headers={"x-api-key": "a-key", "host": "box"}).status_code == 200
+    locked.process.terminate()
+    status, stderr = locked.end()
+    assert status == 0 and "WARNING" not in stderr and "a-key" not in stderr
+
+
+def test_the_grace_period_is_bounded_by_its_flag(start_process) -> None:
+    server = start_process(*USUAL, "--grace-seconds", "0.2", script=SLOW)
+    chat = {**CHAT, "max_tokens": 1_000_000}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=chat, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        server.process.terminate()
+        assert server.process.stdout.readline() == "shutdown draining open_requests=1 grace_seconds=0.2\n"
+        assert "shutting_down" in [line for line in lines if line][-1]
+    status, stderr = server.end()
+    assert status == 0
+    assert " status=200 " in stderr and " error=shutting_down" in stderr
+
+
+def test_a_server_whose_log_nobody_reads_goes_on_answering(start_process) -> None:
+    server = start_process(*USUAL)
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(1500):  # some 200 bytes of log each, and a pipe holds 65,536
+            assert client.get("/v1/models", headers={"x-request-id": "x" * 128}).status_code == 200
+    server.process.terminate()
+    assert server.process.wait(60) == 0

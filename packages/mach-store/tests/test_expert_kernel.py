@@ -56,4 +56,23 @@ def test_sorted_rows_give_the_same_as_unsorted_ones(experts) -> None:
     x = mx.random.normal((1, 6, HIDDEN), key=mx.random.key(22))
     slots = mx.array([0, 0, 1, 3, 4, 4], mx.uint32)
     unsorted = apply_experts(components, packing, swiglu, x, slots.reshape(1, 6, 1))
-    assert mx.array_equal(apply_sorted(components, packing, swiglu, x[0], slots), unsorted[0, :, 0])
+    in_order = apply_sorted(components, packing, swiglu, x[0], slots, len(slots))
+    assert mx.array_equal(in_order, unsorted[0, :, 0])
+
+
+def test_a_part_of_a_pass_uses_its_order_only_where_the_whole_pass_would(experts, monkeypatch) -> None:
+    components, packing, _ = experts
+    name = "gather_mm" if packing["up_proj"] is None else "gather_qmm"
+    product, told = getattr(mx, name), []
+
+    def recorded(*arrays, sorted_indices: bool, **options):
+        told.append(sorted_indices)
+        return product(*arrays, sorted_indices=sorted_indices, **options)
+
+    monkeypatch.setattr(mx, name, recorded)
+    slots = mx.array([0, 0, 1, 3], mx.uint32)
+    for routes in (4, SORT_FROM_ROUTES - 1, SORT_FROM_ROUTES):
+        apply_sorted(components, packing, swiglu, mx.zeros((4, HIDDEN)), slots, routes)
+        tokens = mx.zeros((1, routes, 1), mx.uint32)
+        apply_experts(components, packing, swiglu, mx.zeros((1, routes, HIDDEN)), tokens)
+    assert told == 12 * [False] + 6 * [True]

@@ -31,6 +31,7 @@ class LoadedModel:
         sidecar_directory: its expert sidecar, or None.
         reader: how experts are read; None when nothing is streamed.
         dispatch: `gather` or `disk`; `mlx-lm` where nothing was swapped.
+        kernels: what computes the products, see `mach_store.model_kernels`.
         context_length: tokens that prompt and answer may have together.
         vocabulary_size: rows of the embedding.
     """
@@ -46,6 +47,7 @@ class LoadedModel:
     reader: ScatterReader | None
     settings: StoreSettings
     dispatch: str
+    kernels: dict[str, Any]
     context_length: int
     vocabulary_size: int
 

@@ -8,6 +8,7 @@ import mlx.nn as nn
 
 from mach.io.inspection import inspect_checkpoint
 from mach_decode.checkpoint_download import obtain_checkpoint
+from mach_decode.draft_settings import refuse_draft_settings
 from mach_decode.errors import DecodeError
 from mach_decode.kv_cache import KVCacheFactory
 from mach_decode.loaded_model import ExpertStore, LoadedModel, display_name
@@ -15,9 +16,11 @@ from mach_decode.store_opening import choose_residency, open_store
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
 from mach_decode.unswapped_loader import DEFAULT_CONTEXT, load_unswapped
 from mach_store.bank_cache import BankCache
+from mach_store.cpu_kernels import open_kernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.model_builder import build_model
+from mach_store.model_kernels import use_kernels
 from mach_store.settings import StoreSettings
 
 
@@ -73,6 +76,8 @@ def load_swapped(
     adapter = inspection.adapter
     if arch is not None and arch != adapter.model_type:
         raise DecodeError(f"{directory}: is {adapter.model_type}, not {arch}")
+    if adapter.model_type == "deepseek_v4":
+        refuse_draft_settings()
     settings = StoreSettings.from_environment()
     residency = choose_residency(expert_residency, inspection, settings, expert_cache_gb)
     text = inspection.text_config
@@ -82,17 +87,23 @@ def load_swapped(
     tokenizer = load_checkpoint_tokenizer(directory)
     store, reader = open_store(inspection, settings, residency, expert_cache_gb)
     gather = settings.use_gather_dispatch
+    kernels = open_kernels(settings)
 
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:
             return GatherSwitchGLU(
-                store, layer, original.activation, transient_min_tokens=settings.transient_min_tokens
+                store,
+                layer,
+                original.activation,
+                transient_min_tokens=settings.transient_min_tokens,
+                kernels=kernels,
             )
         assert isinstance(store, BankCache)
         return DiskSwitchGLU(store, layer, original.activation)
 
     try:
         model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap)
+        kernel_report = use_kernels(model, kernels)
         if isinstance(store, BankCache) and gather:
             store.prewarm()
     except BaseException:
@@ -110,6 +121,7 @@ def load_swapped(
         reader=reader,
         settings=settings,
         dispatch="gather" if gather else "disk",
+        kernels=kernel_report,
         context_length=context_length,
         vocabulary_size=vocabulary_size,
     )

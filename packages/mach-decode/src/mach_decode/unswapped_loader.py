@@ -29,6 +29,7 @@ from mach_decode.kv_cache import KVCacheFactory
 from mach_decode.loaded_model import LoadedModel, display_name
 from mach_decode.memory_refusal import refuse_if_too_big
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
+from mach_store.cpu_kernels import stock_kernels
 from mach_store.model_builder import compute_dtype
 from mach_store.settings import StoreSettings
 from mach_store.unswapped_experts import UnswappedExperts
@@ -96,6 +97,7 @@ def load_unswapped(checkpoint: str, *, widen: bool = True) -> LoadedModel:
         reader=None,
         settings=settings,
         dispatch="mlx-lm",
+        kernels=stock_kernels("mlx-lm's own model, as it is").as_dict() | {"stock": {}},
         context_length=context,
         vocabulary_size=min(vocabulary, rows or vocabulary),
     )

@@ -23,10 +23,12 @@ from mach_server.answer.events import AnswerParser
 from mach_server.answer_reader import AnswerReader
 from mach_server.answer_writer import AnswerWriter, Exchange, keep_alive
 from mach_server.collected_answer import CollectedAnswer
-from mach_server.errors import ApiError, UnavailableError, api_error_of, error_body_for
+from mach_server.errors import ApiError, BadRequestError, RequestTimeoutError, UnavailableError, api_error_of
 from mach_server.event_stream import EventStream
 from mach_server.inference_service import InferenceService
+from mach_server.refusal import error_response
 from mach_server.request_body import discard_body, disconnected, read_body
+from mach_server.request_record import RequestRecord, record_of
 from mach_server.token_channel import Failure, TokenChannel
 
 log = logging.getLogger("mach.server")
@@ -45,7 +47,7 @@ class AnswerEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         service, request = self._service, Request(scope, receive)
-        stream = EventStream(send)
+        stream, record = EventStream(send), record_of(scope)
         exchange: Exchange | None = None
         try:
             # The place is given back as soon as the engine has finished, however slowly the client reads.
@@ -57,14 +59,16 @@ class AnswerEndpoint:
                     raise
                 exchange = self._read(await read_body(request, service.limits), service)
                 channel = TokenChannel(asyncio.get_running_loop(), service.limits.client_buffer_events)
-                answer = self._answer(exchange, channel, stream, place)
-                body = await _while_wanted(answer, channel, receive)
+                answer = self._answer(exchange, channel, stream, place, record)
+                body = await self._in_time(_while_wanted(answer, channel, receive))
         except ClientDisconnect:
+            record.finish = "client_left"
             return
         except Exception as error:
             if not isinstance(error, MachError):
-                log.exception("a request failed")
+                log.exception("request %s failed", record.id)
             told = api_error_of(error, exchange.request.prompt_field if exchange else "messages")
+            record.error = told.code or told.type
             if stream.started and exchange is not None:
                 await stream.close_with(exchange.writer.failed(told))
                 return
@@ -74,8 +78,31 @@ class AnswerEndpoint:
             if body is not None:
                 await Response(body, media_type="application/json")(scope, receive, send)
 
+    async def _in_time(self, answer: Coroutine[Any, Any, bytes | None]) -> bytes | None:
+        """The result of `answer`.
+
+        Raises:
+            RequestTimeoutError: it took longer than an answer may; it was cancelled.
+        """
+        seconds = self._service.limits.request_seconds
+        try:
+            async with asyncio.timeout(seconds) as clock:
+                return await answer
+        except TimeoutError as error:
+            if not clock.expired():
+                raise
+            raise RequestTimeoutError(
+                f"the answer was not whole after {seconds:g} s, which is what this server allows",
+                code="request_timeout",
+            ) from error
+
     async def _answer(
-        self, exchange: Exchange, channel: TokenChannel, stream: EventStream, place: ExitStack
+        self,
+        exchange: Exchange,
+        channel: TokenChannel,
+        stream: EventStream,
+        place: ExitStack,
+        record: RequestRecord,
     ) -> bytes | None:
         """Generate; returns the body of a whole answer, or None after a stream."""
         service, writer = self._service, exchange.writer
@@ -88,18 +115,32 @@ class AnswerEndpoint:
         finally:
             preparing.cancel()
             await asyncio.gather(preparing, return_exceptions=True)
-        tokens = len(generation.prompt)
+        tokens = record.prompt_tokens = len(generation.prompt)
         reader = AnswerReader(parser, tokens, one_call=not exchange.request.tools.parallel)
-        with service.generation(generation, channel):
-            if not exchange.stream:
-                return await _whole(reader, writer, channel)
-            await _Streaming(reader, writer, channel, stream, place, tokens, silence).run()
-            return None
+        with service.generation(generation, channel, record.id) as job:
+            try:
+                if not exchange.stream:
+                    return await _whole(reader, writer, channel)
+                await _Streaming(reader, writer, channel, stream, place, tokens, silence).run()
+                return None
+            finally:
+                record.completion_tokens, record.first_token = job.generated, job.first_token
+                if reader.outcome is not None:
+                    record.finish = reader.outcome.reason
+                if job.figures is not None:
+                    record.bytes_read = job.figures.bytes_read
 
     async def _prepared(self, exchange: Exchange) -> tuple[GenerationRequest, AnswerParser]:
         """What the engine is asked for, and what reads its answer."""
         prepare, request = self._service.preparation, exchange.request
         prompt = await prepare.prompt_of(request)
+        most = self._service.limits.prompt_tokens
+        if most is not None and len(prompt) > most:
+            raise BadRequestError(
+                f"the prompt has {len(prompt)} tokens, but this server takes at most {most}",
+                param=request.prompt_field,
+                code="prompt_too_long",
+            )
         if exchange.echo is not None:
             given = request.prompt
             exchange.echo(given if isinstance(given, str) else await prepare.text_of(prompt))
@@ -114,16 +155,6 @@ class AnswerEndpoint:
             constraint=await prepare.constraint_of(request, opening),
         )
         return generation, prepare.parser_of(request, opening, whole=not exchange.stream)
-
-
-def error_response(error: ApiError, path: str) -> Response:
-    """The answer that tells `error` in the form of the API that `path` belongs to."""
-    return Response(
-        error_body_for(path, error),
-        status_code=error.status,
-        headers=error.headers,
-        media_type="application/json",
-    )
 
 
 async def _while_wanted(

@@ -12,11 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from mach.errors import MachError
 from mach_decode.errors import PromptTooLongError
-from mach_server.answer_endpoint import error_response
 from mach_server.errors import ApiError, UnavailableError, api_error_of
 from mach_server.inference_service import InferenceService
 from mach_server.messages_request import parse_count_request
+from mach_server.refusal import error_response
 from mach_server.request_body import discard_body, read_body
+from mach_server.request_record import record_of
 
 log = logging.getLogger("mach.server")
 
@@ -31,15 +32,18 @@ class CountEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         service, request = self._service, Request(scope, receive)
+        record = record_of(scope)
         try:
-            count = await self._count(request)
+            count = record.prompt_tokens = await self._count(request)
             answer = Response(msgspec.json.encode({"input_tokens": count}), media_type="application/json")
         except ClientDisconnect:
+            record.finish = "client_left"
             return
         except Exception as error:
             if not isinstance(error, MachError):
-                log.exception("a request failed")
+                log.exception("request %s failed", record.id)
             told = api_error_of(error)
+            record.error = told.code or told.type
             service.rejected += told.status < 500 or isinstance(told, UnavailableError)
             answer = error_response(told, request.url.path)
         await answer(scope, receive, send)

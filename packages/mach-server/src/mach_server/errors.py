@@ -3,14 +3,18 @@
 MachError (mach.errors)
 └── ServerError
     ├── BindError            the address cannot be listened on
+    ├── SettingError         an environment variable holds what it cannot
     └── ApiError             an answer other than 2xx: status, type, param, code
         ├── BadRequestError      400
+        ├── UnauthorizedError    401, with WWW-Authenticate
+        ├── ForbiddenError       403
         ├── ModelNotFoundError   404
         ├── BodyTimeoutError     408
         ├── BodyTooLargeError    413
         ├── QueueFullError       429, with Retry-After
         ├── GenerationError      500
-        └── UnavailableError     503, with Retry-After
+        ├── UnavailableError     503, with Retry-After
+        └── RequestTimeoutError  504
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ class ServerError(MachError):
 
 class BindError(ServerError):
     """The address cannot be listened on; the message names it and says why."""
+
+
+class SettingError(ServerError):
+    """An environment variable holds what it cannot; the message names it."""
 
 
 class ApiError(ServerError):
@@ -72,6 +80,25 @@ class BadRequestError(ApiError):
     type = "invalid_request_error"
 
 
+class UnauthorizedError(ApiError):
+    """The request does not show the server's API key."""
+
+    status = 401
+    type = "invalid_request_error"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with the answer."""
+        return {"www-authenticate": "Bearer"}
+
+
+class ForbiddenError(ApiError):
+    """The request comes from a web page that may not use the server."""
+
+    status = 403
+    type = "permission_error"
+
+
 class ModelNotFoundError(ApiError):
     """The request names a model that is not loaded."""
 
@@ -105,9 +132,20 @@ class GenerationError(ApiError):
 
 
 class UnavailableError(ApiError):
-    """The server takes no requests: it is ending, or its generation thread has died."""
+    """The server takes no requests: it loads its model, is ending, or its generation thread has died."""
 
     status = 503
+
+
+class RequestTimeoutError(ApiError):
+    """The answer was not whole in time."""
+
+    status = 504
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """OpenAI's and Anthropic's libraries would otherwise ask for the same long answer again."""
+        return {"x-should-retry": "false"}
 
 
 class ErrorDetail(msgspec.Struct, kw_only=True):
@@ -149,6 +187,7 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
 }
 
 

@@ -1,11 +1,12 @@
-"""Owns what `/v1/stats` counts about answers; plain numbers with one writing thread each."""
+"""Owns what `/v1/stats` and `/metrics` count about answers; plain numbers with one writing thread each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mach_decode.request import GenerationFigures
+from mach_server.latency_histogram import LatencyHistogram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,10 @@ class GenerationCounts:
         withdrawn: requests that left the queue before their turn.
         failed: answers that ended in an error.
         last: figures of the latest completed answer, or None.
+        prefilled_tokens: prompt tokens processed, those of answers that did not complete included.
+        generated_tokens: tokens generated, likewise.
+        first_token_latency: from a request's submission to its first token, the queue included.
+        inter_token_latency: between two tokens of one answer.
     """
 
     completed: int = 0
@@ -54,6 +59,10 @@ class GenerationCounts:
     decode_seconds: float = 0.0
     decode_steps: int = 0
     last: dict[str, Any] | None = None
+    prefilled_tokens: int = 0
+    generated_tokens: int = 0
+    first_token_latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    inter_token_latency: LatencyHistogram = field(default_factory=LatencyHistogram)
 
     def completed_one(self, figures: GenerationFigures, *, queue_seconds: float) -> None:
         """Count an answer that reached its end after waiting `queue_seconds` for its turn."""

@@ -20,7 +20,7 @@ import mlx.core as mx
 from mach.errors import MachError
 from mach_decode.engine import Engine
 from mach_decode.errors import GenerationCancelledError
-from mach_decode.request import GenerationRequest
+from mach_decode.request import GenerationFigures, GenerationRequest, StepEvent
 from mach_server.errors import UnavailableError
 from mach_server.generation_counts import GenerationCounts, RunningAnswer
 from mach_server.token_channel import Failure, TokenChannel
@@ -36,12 +36,20 @@ class Job:
     """A request on its way through the queue.
 
     Attributes:
+        id: the request's, for the log.
         submitted: `time.perf_counter()` of its submission.
+        generated: tokens so far; this and what follows is written by the generation thread alone.
+        first_token: `time.perf_counter()` of the first token.
+        figures: of an answer that reached its end.
     """
 
     request: GenerationRequest
     channel: TokenChannel
+    id: str = "-"
     submitted: float = field(default_factory=time.perf_counter)
+    generated: int = 0
+    first_token: float | None = None
+    figures: GenerationFigures | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,21 +86,24 @@ class GenerationThread:
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._loaded: Future[Engine] = Future()
+        self._loaded: Future[None] = Future()
         # A daemon, so that Ctrl-C during a long load ends the process.
         self._thread = threading.Thread(target=self._run, name="mach-generation", daemon=True)
 
-    def start(self) -> Engine:
-        """Load, and return the engine: for its tokenizer and its facts, not for its model.
+    def begin(self) -> Future[None]:
+        """Start to load; done when jobs are answered. It fails with whatever `load` raised."""
+        # So that nobody who waits can cancel it: the load itself cannot be stopped.
+        self._loaded.set_running_or_notify_cancel()
+        self._thread.start()
+        return self._loaded
+
+    def start(self) -> None:
+        """Load, and return when that is done.
 
         Raises:
             MachError: whatever `load` refused.
         """
-        self._thread.start()
-        try:
-            return self._loaded.result()
-        finally:
-            del self._loaded  # it would keep the engine alive beyond its thread
+        self.begin().result()
 
     @property
     def alive(self) -> bool:
@@ -140,10 +151,12 @@ class GenerationThread:
             _end_streams()
             self._loaded.set_exception(error)
             return
-        self._loaded.set_result(engine)
+        self._loaded.set_result(None)
         try:
             while (job := self._next_job()) is not None:
                 self._answer(engine, job)
+        except BaseException:
+            log.critical("the generation thread has ended: restart the server", exc_info=True)
         finally:
             self._refuse_the_rest()
             engine.close()
@@ -157,18 +170,32 @@ class GenerationThread:
             return None if self._closing else self._queue.popleft()
 
     def _answer(self, engine: Engine, job: Job) -> None:
-        """Run one job to its end, whatever happens in it."""
-        channel, began = job.channel, time.perf_counter()
-        prompt_tokens, generated = len(job.request.prompt), 0
+        """Run one job to its end, whatever happens in it.
+
+        Raises:
+            BaseException: the thread must end; the job's client has been told.
+        """
+        try:
+            self._generate(engine, job)
+        except BaseException:
+            job.channel.put(Failure(_ended()))
+            raise
+        finally:
+            self.running = None
+
+    def _generate(self, engine: Engine, job: Job) -> None:
+        channel, began, prompt_tokens = job.channel, time.perf_counter(), len(job.request.prompt)
         self.running = RunningAnswer(prompt_tokens=prompt_tokens, prefilled=0, completion_tokens=0)
+        last = began
         try:
             for event in engine.generate(job.request, lambda: channel.cancelled or self._closing):
-                generated += event.token is not None
+                last = self._count(job, event, last)
                 self.running = RunningAnswer(
-                    prompt_tokens=prompt_tokens, prefilled=event.prefilled, completion_tokens=generated
+                    prompt_tokens=prompt_tokens, prefilled=event.prefilled, completion_tokens=job.generated
                 )
                 if event.figures is not None:
                     # Before the client hears of it: its next request may be one for these figures.
+                    job.figures = event.figures
                     self.counts.completed_one(event.figures, queue_seconds=began - job.submitted)
                     self._take_snapshot(engine)
                 elif time.monotonic() - self.snapshot.taken > SNAPSHOT_SECONDS:
@@ -181,12 +208,27 @@ class GenerationThread:
             self.counts.failed += 1
             self._take_snapshot(engine)
             if isinstance(error, MachError):
-                log.error("a generation failed: %s", error)
+                log.error("request %s: the generation failed: %s", job.id, error)
             else:
-                log.exception("a generation failed")
+                log.exception("request %s: the generation failed", job.id)
             channel.put(Failure(error))
-        finally:
-            self.running = None
+
+    def _count(self, job: Job, event: StepEvent, last: float) -> float:
+        """Count a step's tokens and times; returns when the latest token came. Args: last: the one before."""
+        counts, running = self.counts, self.running
+        assert running is not None
+        counts.prefilled_tokens += max(0, event.prefilled - running.prefilled)
+        if event.token is None:
+            return last
+        now = time.perf_counter()
+        if job.first_token is None:
+            job.first_token = now
+            counts.first_token_latency.observe(now - job.submitted)
+        else:
+            counts.inter_token_latency.observe(now - last)
+        job.generated += 1
+        counts.generated_tokens += 1
+        return now
 
     def _take_snapshot(self, engine: Engine) -> None:
         self.snapshot = EngineSnapshot(

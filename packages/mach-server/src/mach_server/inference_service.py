@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from mach_decode.engine import Engine, EngineConfig
 from mach_decode.request import GenerationRequest
@@ -13,6 +15,8 @@ from mach_server.limits import Limits
 from mach_server.preparation import Preparation
 from mach_server.serving_facts import ServingFacts, facts_of
 from mach_server.token_channel import TokenChannel
+
+ServiceState = Literal["loading", "ok", "draining", "engine_dead"]
 
 
 class InferenceService:
@@ -25,6 +29,7 @@ class InferenceService:
         thread: the generation thread.
         admitted: requests whose answers are not finished, waiting or running.
         rejected: requests that were answered with an error before they reached the queue.
+        loaded: whether `facts` and `preparation` are there.
         draining: whether new requests are refused, because the server is ending.
     """
 
@@ -42,9 +47,8 @@ class InferenceService:
         """Describe it; `start` loads it. Args: engine_class: what loads `config`; tests give others."""
         self.limits = limits
         self.admitted = self.rejected = 0
-        self.draining = False
+        self.loaded = self.draining = False
         self._config, self._target_only, self._engine_class = config, target_only, engine_class
-        self._loaded = False
         self._open_jobs: set[Job] = set()
         self.thread = GenerationThread(self._load)
 
@@ -55,10 +59,25 @@ class InferenceService:
             MachError: every way in which a checkpoint, a budget or the machine can refuse.
         """
         self.thread.start()
+        self.loaded = True
+
+    async def load(self) -> None:
+        """As `start`, while the event loop goes on."""
+        await asyncio.wrap_future(self.thread.begin())
+        self.loaded = True
+
+    @property
+    def state(self) -> ServiceState:
+        """What `/health` says."""
+        if not self.loaded:
+            return "loading"
+        if self.draining:
+            return "draining"
+        return "ok" if self.thread.alive else "engine_dead"
 
     def close(self) -> bool:
         """Free the engine; False when its thread would not end in time."""
-        if self._loaded:
+        if self.loaded:
             self.preparation.close()
         return self.thread.close(self.limits.shutdown_seconds)
 
@@ -66,7 +85,6 @@ class InferenceService:
         engine = self._engine_class.load(self._config)
         self.facts = facts_of(engine, self._config.checkpoint, target_only=self._target_only)
         self.preparation = Preparation(engine, self.limits)
-        self._loaded = True
         return engine
 
     @contextmanager
@@ -97,18 +115,27 @@ class InferenceService:
             "the server is shutting down", code="shutting_down", retry_after=self.limits.retry_after
         )
 
+    def loading(self) -> UnavailableError:
+        """The refusal of a server that is not ready yet."""
+        return UnavailableError("the model is loading", code="loading", retry_after=self.limits.retry_after)
+
     @contextmanager
-    def generation(self, request: GenerationRequest, channel: TokenChannel) -> Iterator[None]:
+    def generation(self, request: GenerationRequest, channel: TokenChannel, id: str) -> Iterator[Job]:
         """Run `request` while the block runs; leaving the block, however, ends it.
+
+        Args:
+            request: what to generate.
+            channel: where its steps go.
+            id: of the HTTP request, for the log.
 
         Raises:
             UnavailableError: the generation thread has ended.
         """
-        job = Job(request=request, channel=channel)
+        job = Job(request=request, channel=channel, id=id)
         self._open_jobs.add(job)
         try:
             self.thread.submit(job)
-            yield
+            yield job
         finally:
             self._open_jobs.discard(job)
             self.thread.withdraw(job)

@@ -31,6 +31,8 @@ class Limits:
         tools: functions in one request.
         measured_prompt_tokens: tokens of a prompt whose log-probabilities are asked for: each takes some
             kilobytes with its alternatives.
+        prompt_tokens: longest prompt; None is what the context holds. A longer one is answered with 400.
+        request_seconds: time that an answer may take from its arrival on, queue included; None is no limit.
         drain_seconds: time that running requests have to finish after SIGTERM.
         shutdown_seconds: time that cancelled requests and open connections have after that.
     """
@@ -50,5 +52,7 @@ class Limits:
     logit_biases: int = 1024
     tools: int = 128
     measured_prompt_tokens: int = 16_384
+    prompt_tokens: int | None = None
+    request_seconds: float | None = None
     drain_seconds: float = 30.0
     shutdown_seconds: float = 5.0

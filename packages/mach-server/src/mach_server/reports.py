@@ -1,4 +1,7 @@
-"""Owns the bodies of `/v1/stats`, `/v1/cache/stats` and `/v1/capabilities`; README.md lists every field."""
+"""Owns the bodies of `/v1/models`, `/v1/stats`, `/v1/cache/stats`, `/v1/capabilities` and `/health`.
+
+README.md lists every field.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,29 @@ from typing import Any
 from mach_server.inference_service import InferenceService
 from mach_server.serving_facts import (
     ADAPTIVE_BLOCK_POLICY,
+    ADAPTIVE_BLOCK_SETTINGS,
     DECODE_PATH,
     EFFECTIVE_DECODE_PATH,
     ServingFacts,
 )
 from mach_store.machine_memory import peak_rss_bytes
+
+
+def model(facts: ServingFacts, created: int) -> dict[str, Any]:
+    """The loaded model, in `GET /v1/models` and alone. Args: created: Unix time of the start."""
+    return {
+        "id": facts.model,
+        "object": "model",
+        "created": created,
+        "owned_by": "mach",
+        "max_model_len": facts.context_length,
+    }
+
+
+def health(service: InferenceService) -> tuple[dict[str, str], int]:
+    """The body of `GET /health` and its status."""
+    state = service.state
+    return {"status": state}, 200 if state == "ok" else 503
 
 
 def stats(service: InferenceService) -> dict[str, Any]:
@@ -24,7 +45,16 @@ def stats(service: InferenceService) -> dict[str, Any]:
         "model": facts.model,
         "decode_path": DECODE_PATH,
         "effective_decode_path": EFFECTIVE_DECODE_PATH,
-        "adaptive_block_policy": {"name": ADAPTIVE_BLOCK_POLICY},
+        "adaptive_block_policy": {
+            "name": ADAPTIVE_BLOCK_POLICY,
+            **dict.fromkeys(ADAPTIVE_BLOCK_SETTINGS),
+        },
+        # Nothing is drafted: no cycle was observed, and there is no acceptance to tell.
+        "specdec_drafted": 0,
+        "specdec_accepted": 0,
+        "recent_alpha": None,
+        "observed_cycles": 0,
+        "low_cycles": 0,
         "expert_reader": _reader(facts),
         "requests": {
             "completed": counts.completed,
@@ -55,6 +85,7 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
         "stale_generation_in_flight": thread.running is not None,
         "age_seconds": time.monotonic() - snapshot.taken,
         "direct_pread": {"active": facts.reader == "native", "mode": facts.reader},
+        "cpu_kernels": facts.cpu_kernels,
     }
 
 
@@ -68,7 +99,9 @@ def capabilities(facts: ServingFacts) -> dict[str, Any]:
         "serving": _serving(facts),
         "grammar": {
             "xgrammar": find_spec("xgrammar") is not None,
-            "lm_format_enforcer": find_spec("lmformatenforcer") is not None,
+            "llguidance": True,
+            # Never used, installed or not.
+            "lm_format_enforcer": False,
         },
     }
 

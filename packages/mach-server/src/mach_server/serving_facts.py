@@ -26,6 +26,9 @@ from mach_store.scatter_reader import NATIVE_MODULE
 DECODE_PATH = "target-only"
 EFFECTIVE_DECODE_PATH = "target_only"
 ADAPTIVE_BLOCK_POLICY = "none"
+ADAPTIVE_BLOCK_SETTINGS = ("alpha_window", "alpha_threshold", "low_block", "default_block")
+"""What a policy of blocks would be set by; the policy `none` has no value for any."""
+
 OPENAI_SERVING_MODE = "openai-mlx-stream-generate"
 
 
@@ -41,6 +44,7 @@ class ServingFacts:
         backend: `production`, or `openai` for mlx-lm's own model.
         residency: `streaming`, `stacked`, `bf16_streaming`, or `unswapped` with the `openai` backend.
         dispatch: `gather` or `disk`; `mlx-lm` with the `openai` backend.
+        cpu_kernels: what computes the products, see `mach_store.model_kernels`.
         reader: `native`, `diagnostic-python`, or `none` when nothing is streamed.
         reader_reason: why the reader is not the native one; empty when it is, or when there is none.
         native_extension: whether `lme_mlx_pread_ext` can be imported.
@@ -64,6 +68,7 @@ class ServingFacts:
     backend: str
     residency: str
     dispatch: str
+    cpu_kernels: dict[str, Any]
     reader: str
     reader_reason: str
     native_extension: bool
@@ -119,6 +124,7 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         backend="openai" if store.residency == UNSWAPPED else "production",
         residency=store.residency,
         dispatch=loaded.dispatch,
+        cpu_kernels=loaded.kernels,
         reader="none" if reader is None else "native" if reader.native else "diagnostic-python",
         reader_reason="" if reader is None else reader.reason,
         native_extension=_native_extension() if reader is None else reader.native,

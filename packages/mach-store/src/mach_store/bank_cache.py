@@ -12,7 +12,7 @@ from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import DispatchCancelledError, MemoryBudgetError
 from mach_store.expert_arrays import ExpertArrays
-from mach_store.expert_kernel import Components
+from mach_store.expert_block import ExpertTensors
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
@@ -173,7 +173,9 @@ class BankCache:
             self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
         return self._scratch[schema]
 
-    def computable(self, bank: LayerExpertBank, slot_of: dict[int, int]) -> tuple[Components, dict[int, int]]:
+    def computable(
+        self, bank: LayerExpertBank, slot_of: dict[int, int]
+    ) -> tuple[ExpertTensors, dict[int, int]]:
         """Arrays to compute with, and where the experts of `slot_of` (just acquired) lie in them.
 
         The bank's own, or where that is narrow the arena with their widened copies, which last as long as

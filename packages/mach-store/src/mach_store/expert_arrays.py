@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.io.sidecar_layout import PROJECTIONS, RecordSchema
+from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
 from mach_store.row_views import byte_rows, copy_row
 from mach_store.scatter_reader import ScatterPlan, ScatterReader
@@ -54,16 +55,17 @@ class ExpertArrays:
         """Allocate; the pages are touched at once, so that a budget that does not fit fails here."""
         self.schema, self.slots = schema, slots
         self.packing = packing_of(schema)
-        self.components: dict[str, dict[str, mx.array]] = {}
+        components: dict[str, dict[str, mx.array]] = {}
         arrays, nbytes, widen = [], [], []
         for segment in schema.segments:
             wide = widens(segment.dtype, compute)
             array = mx.zeros((slots, *segment.shape), mx.float32 if wide else DTYPES[segment.dtype])
-            self.components.setdefault(segment.projection, {})[segment.component] = array
+            components.setdefault(segment.projection, {})[segment.component] = array
             arrays.append(array)
             nbytes.append(segment.nbytes)
             widen.append(wide)
         mx.eval(arrays)
+        self.components = ExpertTensors(components)
         self.nbytes = sum(array.nbytes for array in arrays)
         self.plan: ScatterPlan = reader.plan(arrays, nbytes, widen)
         self._rows: list[NDArray[np.uint8]] | None = None

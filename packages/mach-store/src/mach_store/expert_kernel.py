@@ -58,9 +58,16 @@ def apply_sorted(
     activation: Activation,
     rows: mx.array,
     slots: mx.array,
+    pass_routes: int,
 ) -> mx.array:
-    """As `apply_experts` for routes already in slot order: rows [r, hidden], slots [r] → [r, hidden]."""
-    y = _block(components, packing, activation, mx.expand_dims(rows, -2), slots, ordered=True)
+    """As `apply_experts` for routes already in slot order: rows [r, hidden], slots [r] → [r, hidden].
+
+    `pass_routes` counts the routes of the whole pass, of which these may be a part. It decides, as there,
+    whether the order is made use of: on a GPU other kernels round otherwise (seen under CUDA), and a pass
+    must give the same bits whether its experts came from the disk or not.
+    """
+    ordered = pass_routes >= SORT_FROM_ROUTES
+    y = _block(components, packing, activation, mx.expand_dims(rows, -2), slots, ordered=ordered)
     return y.squeeze(-2)
 
 

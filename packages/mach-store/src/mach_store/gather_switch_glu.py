@@ -9,8 +9,10 @@ import mlx.nn as nn
 import numpy as np
 
 from mach_store.bank_cache import BankCache
+from mach_store.cpu_kernels import CpuKernels, stock_kernels
 from mach_store.errors import StoreError
-from mach_store.expert_kernel import Activation, apply_experts
+from mach_store.expert_block import ExpertBlock
+from mach_store.expert_kernel import Activation
 from mach_store.layer_bank import LayerExpertBank
 from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.transient_prefill import dispatch_transient
@@ -29,6 +31,7 @@ class GatherSwitchGLU(nn.Module):
         activation: Activation,
         *,
         transient_min_tokens: int = 32,
+        kernels: CpuKernels | None = None,
     ) -> None:
         """A dispatch for one layer.
 
@@ -37,14 +40,15 @@ class GatherSwitchGLU(nn.Module):
             layer: model layer index.
             activation: combines the up and gate products; the family's own module.
             transient_min_tokens: passes of at least this many tokens go through the scratch arena.
+            kernels: what to compute with; stock MLX operations if not given.
         """
         super().__init__()
         self._layer = store.layers[layer]
         self._dispatch = None
+        self._block = ExpertBlock(activation, kernels or stock_kernels("not asked for"))
+        self._block.prepare(self._layer.components, self._layer.packing)
         if isinstance(store, BankCache):
-            self._dispatch = _StreamedDispatch(store, store.layers[layer], activation, transient_min_tokens)
-        # Inside a tuple, so that the activation is not taken for a submodule.
-        self._activation = (activation,)
+            self._dispatch = _StreamedDispatch(store, store.layers[layer], self._block, transient_min_tokens)
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """The chosen experts' outputs.
@@ -67,20 +71,25 @@ class GatherSwitchGLU(nn.Module):
             assert self._dispatch is not None, "only a streaming store has experts on disk"
             return self._dispatch(x, indices)
         layer.counters.hits += min(indices.size, layer.num_experts)
-        return apply_experts(layer.components, layer.packing, self._activation[0], x, everywhere[indices])
+        return self._block(layer.components, layer.packing, x, everywhere[indices])
+
+    @property
+    def kernels_reason(self) -> str:
+        """Why native kernels do not compute this layer; empty when they do."""
+        return self._block.reason
 
     def stats(self) -> dict[str, Any]:
         """This layer's counters."""
-        return {"dispatch": "gather", **self._layer.counters.as_dict()}
+        return {"dispatch": "gather", **self._block.as_dict(), **self._layer.counters.as_dict()}
 
 
 class _StreamedDispatch:
     """The dispatch while some experts are on disk: the host sees the routed ids at every layer."""
 
     def __init__(
-        self, cache: BankCache, bank: LayerExpertBank, activation: Activation, transient_min_tokens: int
+        self, cache: BankCache, bank: LayerExpertBank, block: ExpertBlock, transient_min_tokens: int
     ) -> None:
-        self._cache, self._bank, self._activation = cache, bank, activation
+        self._cache, self._bank, self._block = cache, bank, block
         self._transient_min_tokens = transient_min_tokens
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
@@ -94,12 +103,12 @@ class _StreamedDispatch:
         k = indices.shape[-1]
         if len(ids) >= self._transient_min_tokens * k or len(distinct) > self._room():
             y = dispatch_transient(
-                cache, bank, self._activation, x.reshape(-1, x.shape[-1]), np.array(ids).reshape(-1, k)
+                cache, bank, self._block, x.reshape(-1, x.shape[-1]), np.array(ids).reshape(-1, k)
             )
             return y.reshape(*indices.shape, -1)
         components, slot_of = cache.computable(bank, bank.acquire(distinct))
         slots = mx.array([slot_of[expert] for expert in ids], mx.uint32).reshape(indices.shape)
-        y = apply_experts(components, bank.packing, self._activation, x, slots)
+        y = self._block(components, bank.packing, x, slots)
         cache.hold(y)
         return y
 

@@ -8,7 +8,8 @@ import mlx.core as mx
 
 from mach_store.counters import LayerCounters
 from mach_store.expert_arrays import ExpertArrays
-from mach_store.expert_kernel import Components, Packing
+from mach_store.expert_block import ExpertTensors
+from mach_store.expert_kernel import Packing
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.scatter_reader import ScatterReader
@@ -29,7 +30,7 @@ class LayerExpertBank:
         """A view of `pool` for `layer`."""
         self.layer = layer
         self.num_experts = source.num_experts
-        self.components: Components = pool.arrays.components
+        self.components: ExpertTensors = pool.arrays.components
         self.packing: Packing = pool.arrays.packing
         self.counters = LayerCounters()
         self.pool = pool

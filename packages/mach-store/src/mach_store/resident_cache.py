@@ -10,7 +10,8 @@ import mlx.core as mx
 from mach.io.inspection import CheckpointInspection
 from mach_store.counters import LayerCounters
 from mach_store.expert_arrays import DTYPES, packing_of, widens
-from mach_store.expert_kernel import Components, Packing
+from mach_store.expert_block import ExpertTensors
+from mach_store.expert_kernel import Packing
 from mach_store.stacked_source import stacked_schemas
 
 
@@ -20,7 +21,7 @@ class ResidentLayer:
     Attributes: as `LayerExpertBank`'s.
     """
 
-    def __init__(self, layer: int, num_experts: int, components: Components, packing: Packing) -> None:
+    def __init__(self, layer: int, num_experts: int, components: ExpertTensors, packing: Packing) -> None:
         """A view of arrays that somebody else loaded."""
         self.layer, self.num_experts, self.components, self.packing = layer, num_experts, components, packing
         self.counters = LayerCounters()
@@ -69,7 +70,9 @@ class ResidentStackedExpertCache:
             arrays = [array for group in components.values() for array in group.values()]
             mx.eval(arrays)
             self.nbytes += sum(array.nbytes for array in arrays)
-            self.layers[layer] = ResidentLayer(layer, self.num_experts, components, packing_of(schema))
+            self.layers[layer] = ResidentLayer(
+                layer, self.num_experts, ExpertTensors(components), packing_of(schema)
+            )
 
     def totals(self) -> LayerCounters:
         """The counters of all layers, added up."""

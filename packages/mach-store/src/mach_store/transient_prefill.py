@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from mach_store.bank_cache import BankCache
 from mach_store.errors import DispatchCancelledError
-from mach_store.expert_kernel import Activation, apply_sorted
+from mach_store.expert_block import ExpertBlock
 from mach_store.layer_bank import LayerExpertBank
 
 
 def dispatch_transient(
-    cache: BankCache, bank: LayerExpertBank, activation: Activation, x: mx.array, ids: NDArray[np.int64]
+    cache: BankCache, bank: LayerExpertBank, block: ExpertBlock, x: mx.array, ids: NDArray[np.int64]
 ) -> mx.array:
     """The routed experts' outputs for a chunk of tokens.
 
     Args:
         cache: the bank of the whole model, just fenced.
         bank: the layer's view of it.
-        activation: combines the up and gate products.
+        block: the layer's arithmetic.
         x: [tokens, hidden].
         ids: [tokens, k] expert ids, already on the host.
 
@@ -58,7 +58,7 @@ def dispatch_transient(
         routes = routes[np.argsort(slot_of[flat[routes]], kind="stable")]
         rows = x[mx.array((routes // k).astype(np.uint32))]
         slots = mx.array(slot_of[flat[routes]])
-        y = apply_sorted(components, bank.packing, activation, rows, slots)
+        y = block.in_slot_order(components, bank.packing, rows, slots, flat.size)
         # The next wave overwrites the arena: this one must have been computed by then.
         mx.eval(y)
         outputs.append(y)

@@ -1,0 +1,121 @@
+"""Owns the body of `/metrics`: what the server counts anyway, as Prometheus reads it (README.md: the names).
+
+It reads plain numbers and the generation thread's latest snapshot, so that a scrape neither stops nor locks
+anything. It has a registry of its own: an embedding program's metrics stay its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from mach_server.inference_service import InferenceService
+from mach_server.latency_histogram import LatencyHistogram
+from mach_store.machine_memory import peak_rss_bytes
+
+BANK_COUNTERS = {
+    "hits": "Experts that a forward pass needed and found in memory",
+    "misses": "Experts that a forward pass needed and that were read from disk",
+    "evictions": "Experts that left the bank for another",
+    "bytes_read": "Bytes of experts read from disk",
+    "read_seconds": "Seconds spent in reads of experts",
+}
+"""Field of `streaming_summary` → its help; each is `mach_bank_<field>_total`."""
+
+BANK_GAUGES = {
+    "bank_slots": ("mach_bank_slots", "Experts that the bank holds at most"),
+    "experts_resident": ("mach_bank_slots_used", "Experts in memory"),
+    "bank_bytes": ("mach_bank_bytes", "Memory allocated for experts"),
+}
+"""Field of `streaming_summary` → the gauge's name and help."""
+
+
+class Metrics:
+    """What one server tells Prometheus."""
+
+    def __init__(self, service: InferenceService, requests: Counter[tuple[str, int]]) -> None:
+        """Args: service: what is reported; requests: (endpoint, status) → how many were answered."""
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_ServerCollector(service, requests))
+        ProcessCollector(registry=self._registry)  # memory, CPU, open files; nothing where there is no /proc
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """The body and its media type. Args: accept: the request's Accept, which may ask for OpenMetrics."""
+        encode, media_type = choose_encoder(accept)
+        return encode(self._registry), media_type
+
+
+class _ServerCollector(Collector):
+    """Makes every family anew for each scrape."""
+
+    def __init__(self, service: InferenceService, requests: Counter[tuple[str, int]]) -> None:
+        self._service, self._requests = service, requests
+
+    def collect(self) -> Iterator[Metric]:
+        """The families."""
+        yield from self._requests_and_queue()
+        yield from self._answers()
+        yield from self._engine()
+
+    def _requests_and_queue(self) -> Iterator[Metric]:
+        service, thread = self._service, self._service.thread
+        answered = CounterMetricFamily(
+            "mach_http_requests",
+            "HTTP requests by endpoint and status; 499 is a client that left before its answer",
+            labels=["endpoint", "status"],
+        )
+        for (endpoint, status), count in self._requests.items():
+            answered.add_metric([endpoint, str(status)], count)
+        yield answered
+        yield GaugeMetricFamily("mach_queue_length", "Requests that wait for the engine", thread.waiting)
+        limit = service.limits.queue_length
+        yield GaugeMetricFamily("mach_queue_limit", "Requests that may wait for the engine", limit)
+        running = int(thread.running is not None)
+        yield GaugeMetricFamily("mach_requests_running", "Answers being generated", running)
+        text = "Requests for answers being read, tokenized, queued or answered"
+        yield GaugeMetricFamily("mach_requests_open", text, service.admitted)
+
+    def _answers(self) -> Iterator[Metric]:
+        counts = self._service.thread.counts
+        outcomes = CounterMetricFamily("mach_answers", "Answers by how they ended", labels=["outcome"])
+        for outcome in ("completed", "cancelled", "withdrawn", "failed"):
+            outcomes.add_metric([outcome], getattr(counts, outcome))
+        yield outcomes
+        text = "Prompt tokens processed"
+        yield CounterMetricFamily("mach_prompt_tokens", text, counts.prefilled_tokens)
+        text = "Tokens generated"
+        yield CounterMetricFamily("mach_completion_tokens", text, counts.generated_tokens)
+        yield _histogram(
+            "mach_time_to_first_token_seconds",
+            "From a prompt's entry into the queue to its first token",
+            counts.first_token_latency,
+        )
+        yield _histogram(
+            "mach_inter_token_latency_seconds", "Between two tokens of one answer", counts.inter_token_latency
+        )
+
+    def _engine(self) -> Iterator[Metric]:
+        snapshot = self._service.thread.snapshot
+        for name, text in BANK_COUNTERS.items():
+            yield CounterMetricFamily(f"mach_bank_{name}", text, snapshot.store[name])
+        for field, (name, text) in BANK_GAUGES.items():
+            yield GaugeMetricFamily(name, text, snapshot.store[field])
+        for name, value in snapshot.memory.items():
+            yield GaugeMetricFamily(f"mach_{name}", "MLX's own count of its memory", value)
+        text = "The most memory that this process has had resident"
+        yield GaugeMetricFamily("mach_peak_resident_memory_bytes", text, peak_rss_bytes())
+        age = time.monotonic() - snapshot.taken
+        text = "How old the figures of bank and MLX are; about a second at most while tokens are made"
+        yield GaugeMetricFamily("mach_snapshot_age_seconds", text, age)
+
+
+def _histogram(name: str, text: str, histogram: LatencyHistogram) -> HistogramMetricFamily:
+    buckets, total = histogram.read()
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)
