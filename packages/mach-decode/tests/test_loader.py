@@ -23,7 +23,6 @@ from mach_store.errors import (
     MemoryBudgetError,
     NativeReaderMissingError,
     SettingError,
-    StoreError,
 )
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.resident_cache import ResidentStackedExpertCache
