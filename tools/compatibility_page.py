@@ -83,7 +83,9 @@ NOTES = """\
 ## What to know
 
 - `--backend openai` runs mlx-lm's classes as they are, with their faults. On the CPU alone floats are
-  widened to float32: MLX's products of experts know no other dtype there.
+  widened to float32: MLX's products of experts know no other dtype there. An embedding packed as mxfp4,
+  mxfp8 or nvfp4 gives bfloat16 in mlx-lm's models and float32 in the other modes, so that longer texts than
+  these may part from theirs.
 - bf16_streaming is for comparisons. Floats stay in the bank as they are stored; on the CPU the experts of a
   pass are widened to float32 before it, so that results are those of the other modes.
 - Loading a sliced checkpoint reads no expert bytes (`tests/test_loading_reads.py`), unless the bank holds

@@ -102,7 +102,8 @@ def test_plain_raw_experts_need_a_sidecar_and_packed_ones_a_conversion(
     plain = inspect_checkpoint(make_checkpoint(config, per_expert(config), name="plain"))
     verdict = streaming_gate(plain.adapter, plain)
     assert (verdict.status, "mach-prune --source" in verdict.reason) == ("needs_artifact", True)
-    assert resident_gate(plain.adapter, plain).status == "blocked"
+    resident = resident_gate(plain.adapter, plain)
+    assert (resident.status, "mach-prune --source" in resident.reason) == ("blocked", True)
     generic = judge_paths(plain.adapter, plain)["openai_http"]
     assert (generic.status, "LME_BF16_STACKED_STREAMING=1" in generic.reason) == ("ok", True)
     packed = config | {"quantization_config": {"quant_method": "awq"}}
@@ -110,7 +111,43 @@ def test_plain_raw_experts_need_a_sidecar_and_packed_ones_a_conversion(
     verdict = streaming_gate(awq.adapter, awq)
     assert (verdict.status, "awq experts are not read" in verdict.reason) == ("blocked", True)
     assert unswapped_gate(awq.adapter, awq).status == "unknown"
+    assert "mach-prune" not in resident_gate(awq.adapter, awq).reason
     assert judge_paths(awq.adapter, awq)["openai_http"].status == "blocked"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("model.norm.weight", None, "the weights lack model.norm.weight"),
+        ("model.odd.weight", ("BF16", (2,)), "none of this model's"),
+    ],
+)
+def test_what_mach_prune_would_refuse_is_not_recommended_to_it(
+    name: str,
+    change: tuple | None,
+    reason: str,
+    families: dict[str, dict],
+    make_checkpoint: Callable[..., Path],
+    per_expert: Callable[..., dict],
+) -> None:
+    tensors = per_expert(families["qwen3_moe"])
+    tensors.pop(name, None)
+    if change is not None:
+        tensors[name] = change
+    found = inspect_checkpoint(make_checkpoint(families["qwen3_moe"], tensors))
+    verdict = streaming_gate(found.adapter, found)
+    assert (verdict.status, reason in verdict.reason) == ("blocked", True), verdict
+
+
+def test_a_raw_expert_of_another_shape_is_not_promised_to_mlx_lm(
+    families: dict[str, dict], make_checkpoint: Callable[..., Path], per_expert: Callable[..., dict]
+) -> None:
+    tensors = per_expert(families["qwen3_moe"])
+    name = next(name for name in tensors if name.endswith("experts.5.up_proj.weight"))
+    dtype, (rows, columns) = tensors[name]
+    tensors[name] = dtype, (rows // 2, columns * 2)
+    found = inspect_checkpoint(make_checkpoint(families["qwen3_moe"], tensors))
+    assert unswapped_gate(found.adapter, found).status == "unknown"
 
 
 def test_a_broken_sidecar_blocks_streaming_and_says_why(

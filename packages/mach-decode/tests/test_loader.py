@@ -23,7 +23,6 @@ from mach_store.errors import (
     MemoryBudgetError,
     NativeReaderMissingError,
     SettingError,
-    StoreError,
 )
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.resident_cache import ResidentStackedExpertCache
@@ -132,14 +131,25 @@ def test_a_config_that_makes_no_sense_is_refused(
 def test_a_config_that_contradicts_the_weights_is_refused(sliced, copy_checkpoint) -> None:
     directory = change_config(copy_checkpoint(sliced), head_dim=64)
     before = open_experts()
-    with pytest.raises(StoreError, match="the weights or config.json do not fit the model"):
+    with pytest.raises(ResidencyError, match=r"k_norm.weight' is \[32\], but config.json makes it \[64\]"):
         load_moe(directory)
     assert open_experts() == before
 
 
+def test_fp8_weights_beside_a_sidecar_are_refused_with_the_command_that_unpacks_them(
+    sliced, copy_checkpoint, refused
+) -> None:
+    directory = copy_checkpoint(sliced)
+    config = json.loads((directory / "config.json").read_text())
+    del config["quantization"]
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (directory / "config.json").write_text(json.dumps(config))
+    refused(ResidencyError, "--streaming: weights quantised .*mach-prune --source DIR", str(directory))
+
+
 def test_a_known_architecture_without_a_model_is_refused(sliced, refused, monkeypatch) -> None:
     monkeypatch.setitem(REGISTRY, "qwen3_moe", REGISTRY["qwen3_moe"]._replace(implementation=None))
-    refused(StoreError, "qwen3_moe: this version of mach has no model", str(sliced))
+    refused(ResidencyError, "this version of mach has no model for qwen3_moe", str(sliced))
 
 
 def test_a_checkpoint_that_only_says_it_is_deepseek_v4_is_refused(sliced, copy_checkpoint, refused) -> None:
@@ -212,10 +222,21 @@ def test_raw_experts_without_a_sidecar_need_an_export(sliced, copy_checkpoint, r
         },
     )
     config = json.loads((directory / "config.json").read_text())
-    del config["quantization"]
+    packing = config.pop("quantization")
     (directory / "config.json").write_text(json.dumps(config))
+    # Packed weights beside plain experts are of no use to mach-prune, and then it is not named.
+    refused(ResidencyError, "--streaming: .*is none of this model's", str(directory))
+    tensors = dict(mx.load(str(directory / "model.safetensors")))
+    for scales in [name for name in tensors if name.endswith(".scales")]:
+        module = scales.removesuffix(".scales")
+        parts = [tensors.pop(f"{module}.{part}") for part in ("weight", "scales", "biases")]
+        wide = mx.dequantize(*parts, group_size=packing["group_size"], bits=packing["bits"])
+        tensors[f"{module}.weight"] = wide
+    mx.save_safetensors(str(directory / "model.safetensors"), tensors)
     refused(ResidencyError, "--streaming: per_expert .*mach-prune --source", str(directory))
-    refused(ResidencyError, "found per_expert$", str(directory), expert_residency="stacked")
+    refused(
+        ResidencyError, "found per_expert: slice .*mach-prune", str(directory), expert_residency="stacked"
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, -math.inf, 1e6, 1e300])

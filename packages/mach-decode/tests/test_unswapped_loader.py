@@ -10,9 +10,9 @@ from mlx_lm import load as mlx_lm_load
 from mlx_lm.generate import generate_step
 
 from mach.errors import CheckpointNotFoundError, ConfigError
-from mach_decode import memory_refusal
+from mach_decode import memory_refusal, unswapped_loader
 from mach_decode.engine import UNSWAPPED, Engine, EngineConfig
-from mach_decode.errors import DecodeError, ResidencyError
+from mach_decode.errors import DecodeError, ResidencyError, SamplingError
 from mach_decode.loader import load, load_swapped
 from mach_decode.request import GenerationRequest
 from mach_decode.unswapped_loader import DEFAULT_CONTEXT, load_unswapped
@@ -102,6 +102,18 @@ def test_a_mixture_of_experts_runs_with_mlx_lms_own_experts(stacked) -> None:
     assert engine.loaded.adapter.model_type == "qwen3_moe"
     prompt = engine.encode("def reverse(s):")
     assert tokens_of(engine, prompt, 8) == mlx_lm_tokens(stacked, prompt, 8)
+    engine.close()
+
+
+def test_a_token_beyond_the_embedding_is_refused_whatever_config_json_says(dense, monkeypatch) -> None:
+    """As where a model class reads another vocab_size than the nearest; MLX would read past the table."""
+    directory = dense()
+    rows = json.loads((directory / "config.json").read_text())["vocab_size"]
+    monkeypatch.setattr(unswapped_loader, "_count", lambda parts, names, high: 2 * rows)
+    engine = Engine.load(EngineConfig(checkpoint=str(directory), expert_residency=UNSWAPPED))
+    assert engine.vocabulary_size == rows
+    with pytest.raises(SamplingError, match=f"outside 0…{rows - 1}"):
+        tokens_of(engine, (1, rows), 1)
     engine.close()
 
 

@@ -100,7 +100,8 @@ def test_a_layer_that_is_not_there_is_named(write) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"", "not a JSON object"),
+        (b"", "the line is empty: take it out"),
+        (b" \r", "the line is empty: take it out"),
         (b"[]", "not a JSON object; each line holds one candidate"),
         (b"{", "not a JSON object"),
         (b"\xff{}", "not a JSON object"),

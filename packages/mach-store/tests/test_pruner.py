@@ -153,6 +153,21 @@ def test_packed_experts_are_not_packed_again(checkpoints, tmp_path, layout) -> N
     prune_checkpoint(source, tmp_path / "out", packing=Packing(bits=4, group_size=None, mode=None))
 
 
+@pytest.mark.parametrize(
+    ("group_size", "message"),
+    [(0, "--group-size 0: must be at least 1"), (-64, "at least 1"), (128, "give a smaller --group-size")],
+)
+def test_a_group_size_that_does_not_fit_is_refused_and_not_replaced(
+    checkpoints, tmp_path, group_size, message
+) -> None:
+    source = checkpoints.stacked("qwen3_moe", "none")
+    with pytest.raises(SidecarExportError, match=message):
+        prune_checkpoint(
+            source, tmp_path / "out", packing=Packing(bits=4, group_size=group_size, mode="affine")
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_large_model_is_written_in_shards_with_an_index(checkpoints, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pruner, "MAX_SHARD_BYTES", 10_000)
     prune_checkpoint(checkpoints.stacked(), tmp_path / "out")
@@ -268,8 +283,8 @@ def test_a_disk_too_small_is_refused_with_the_numbers(checkpoints, tmp_path, mon
 
     monkeypatch.setattr(os, "statvfs", lambda path: Small)
     with pytest.raises(PruneError, match=r"takes 0.07 GB, of which 0.00 GB .* only 0.00 GB are free"):
-        prune_checkpoint(checkpoints.stacked(), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        prune_checkpoint(checkpoints.stacked(), tmp_path / "made" / "out")
+    assert list((tmp_path / "made").iterdir()) == [], "nothing is left that somebody must clean up"
 
 
 @pytest.mark.parametrize("where", ["source", "source/out", "source/deep/out", "."])

@@ -85,7 +85,8 @@ def open_store(
     if expert_residency == "stacked":
         return _open_resident(inspection, settings, expert_cache_gb), None
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
-        # A sidecar answers for itself when it is opened, and names the file and the field at fault.
+        # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
+        # wrong with the other weights is asked after that.
         _require(expert_residency, inspection)
     reader = open_reader(settings)
     compute = compute_dtype()
@@ -99,6 +100,8 @@ def open_store(
         form = StoredForm(compute, reader)
         source = _open_source(inspection, settings, reader)
     try:
+        if inspection.sidecar_directory is not None:
+            _require(expert_residency, inspection)
         cache = BankCache(
             source,
             reader,
@@ -171,7 +174,8 @@ def _require(residency: str, inspection: CheckpointInspection) -> None:
         return
     others = (name for name in ("streaming", "stacked") if name != residency)
     working = [_FLAGS[name] for name in others if _GATES[name](inspection.adapter, inspection).status == OK]
-    hint = f"; {' and '.join(working)} work{'s' * (len(working) == 1)}" if working else ""
+    told = all(flag in verdict.reason for flag in working)
+    hint = "" if told else f"; {' and '.join(working)} work{'s' * (len(working) == 1)}"
     raise ResidencyError(f"{inspection.directory}: {_FLAGS[residency]}: {verdict.reason}{hint}")
 
 

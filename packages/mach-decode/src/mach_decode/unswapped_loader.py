@@ -4,7 +4,9 @@ Any model that mlx-lm has will do, dense or not, registered or not. All its weig
 mlx-lm does wrong is done wrong here too: this path is for comparing with it.
 
 On the CPU floats are widened to float32, as everywhere in mach: MLX's products of experts know no other dtype
-there, and bfloat16 ones are several times slower. Elsewhere weights keep the dtypes they are stored in.
+there, and bfloat16 ones are several times slower. Elsewhere weights keep the dtypes they are stored in. An
+embedding packed as mxfp4, mxfp8 or nvfp4 has no float to widen and gives bfloat16 here, float32 in the other
+modes, so tokens may differ where two are nearly alike.
 """
 
 from __future__ import annotations
@@ -81,6 +83,8 @@ def load_unswapped(checkpoint: str, *, widen: bool = True) -> LoadedModel:
     context = _count(parts, _CONTEXT_FIELDS, 1 << 31) or DEFAULT_CONTEXT
     vocabulary = _count(parts, _VOCABULARY_FIELDS, 1 << 24) or len(tokenizer.get_vocab())
     model = _model(directory, wide)
+    # A model may take its size from elsewhere than config.json's nearest field; MLX reads past a table's end.
+    rows = _embedding_rows(model)
     return LoadedModel(
         directory=directory,
         name=display_name(checkpoint, directory),
@@ -95,7 +99,7 @@ def load_unswapped(checkpoint: str, *, widen: bool = True) -> LoadedModel:
         dispatch="mlx-lm",
         kernels=stock_kernels("mlx-lm's own model, as it is").as_dict() | {"stock": {}},
         context_length=context,
-        vocabulary_size=vocabulary,
+        vocabulary_size=min(vocabulary, rows or vocabulary),
     )
 
 
@@ -110,6 +114,12 @@ def _model(directory: Path, wide: bool) -> nn.Module:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise DecodeError(f"{os.fspath(directory)}: mlx-lm cannot load it: {reason}") from error
     return model
+
+
+def _embedding_rows(model: nn.Module) -> int:
+    """Rows of the model's largest embedding, which is that of its tokens; 0 if it has none of MLX's kind."""
+    tables = (m for _, m in model.named_modules() if isinstance(m, (nn.Embedding, nn.QuantizedEmbedding)))
+    return max((table.weight.shape[0] for table in tables), default=0)
 
 
 def _parts(config: ConfigFields) -> list[ConfigFields]:

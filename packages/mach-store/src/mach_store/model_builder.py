@@ -83,7 +83,7 @@ def build_model(
             f"{directory}: has no model*.safetensors with the weights that are no experts: put them back"
         ) from error
     except Exception as error:  # mlx-lm's models raise whatever a strange config makes them stumble over
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise StoreError(f"{directory}: the weights or config.json do not fit the model: {reason}") from error
     if compute_dtype() == mx.float32:
         model.set_dtype(mx.float32)

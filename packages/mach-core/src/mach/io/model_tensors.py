@@ -107,7 +107,10 @@ def weights_problem(
     wanted = dict(family.tensors_of(normalised, inside, shape))
     packing = _packing(config, text)
     if packing is _FOREIGN:
-        return "weights quantised as quantization_config says are not loaded: make an MLX checkpoint first"
+        return (
+            "weights quantised as quantization_config says are not loaded: slice an fp8 checkpoint with "
+            "mach-prune --source DIR --output OUT, which unpacks them, or make an MLX checkpoint first"
+        )
     found: dict[str, TensorEntry] = {}
     elsewhere = ""
     for name, entry in others.items():

@@ -7,13 +7,14 @@ says so; for an architecture it answers what the design allows.
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from mach.io.arch_adapter import MoeArchAdapter
 from mach.io.arch_registry import continuous_batching_for
 from mach.io.inspection import CheckpointInspection
-from mach.io.model_tensors import weights_problem
-from mach.io.quantization import MLX_MODES, RoutedQuantization
+from mach.io.model_tensors import WEIGHTS_PREFIX, weights_problem
+from mach.io.quantization import BLOCK_MODES, MLX_MODES, RoutedQuantization
 from mach.preflight.draft_probe import DraftProbe
 from mach.preflight.sidecar_probe import SidecarProbe, probe_sidecar
 
@@ -104,9 +105,13 @@ def streaming_gate(
 
         if problem := export_problem(inspection):
             return Verdict(BLOCKED, f"no sidecar can be exported from it: {problem}")
+        if problem := _unprunable(inspection):
+            return Verdict(BLOCKED, problem)
         return Verdict(NEEDS_ARTIFACT, f"{inspection.layout} layout needs an expert sidecar: {PRUNE_HINT}")
     return Verdict(
-        BLOCKED, f"{inspection.layout_reason}: put the missing files back, or make the checkpoint again"
+        BLOCKED,
+        f"{inspection.layout_reason}: put the missing files back or the right config.json, or make the "
+        "checkpoint again",
     )
 
 
@@ -124,7 +129,10 @@ def resident_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | No
         return Verdict(OK, "stacked-layout checkpoint usable for resident serving")
     if not inspection.headers_read:
         return Verdict(UNKNOWN, "the weights' headers could not be read")
-    return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}")
+    advice = ""
+    if inspection.layout in _RAW_LAYOUTS and inspection.quantization.mode in ("none", "fp8", *MLX_MODES):
+        advice = f": {PRUNE_HINT}, and use --streaming"
+    return Verdict(BLOCKED, f"needs the axis-0 stacked layout, found {inspection.layout}{advice}")
 
 
 def bf16_streaming_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection | None = None) -> Verdict:
@@ -174,6 +182,11 @@ def unswapped_gate(adapter: MoeArchAdapter, inspection: CheckpointInspection) ->
     )
     if raw and not plain:
         return Verdict(UNKNOWN, f"what mlx-lm makes of {inspection.layout} experts shows when it loads them")
+    if raw:
+        from mach.io.exportable import export_problem  # noqa: PLC0415 - as in streaming_gate
+
+        if problem := export_problem(inspection):
+            return Verdict(UNKNOWN, f"mlx-lm may load what mach does not: {problem}")
     if problem := _incomplete(inspection):
         return Verdict(UNKNOWN, f"mlx-lm may load what mach does not: {problem}")
     return Verdict(OK, f"mlx-lm {'stacks the raw experts while loading' if raw else 'loads it as it is'}")
@@ -270,6 +283,28 @@ def _unreadable(inspection: CheckpointInspection) -> str | None:
                 if entry.dtype not in EXPERT_DTYPES:
                     return f"expert tensors of dtype {entry.dtype} cannot be read: convert the checkpoint"
     return None
+
+
+def _unprunable(inspection: CheckpointInspection) -> str | None:
+    """Why what mach-prune would make could not be loaded, or None, also where that shows only as it runs.
+
+    It takes weights from files of any name, and widens fp8 ones, whose scales have no place in a model.
+    """
+    for config in (inspection.config, inspection.text_config):
+        declared = config.values.get("quantization_config")
+        foreign = isinstance(declared, dict) and declared.get("quant_method") not in BLOCK_MODES
+        if foreign and "quantization" not in config.values:
+            return None
+    renamed = os.path.join(inspection.directory, f"{WEIGHTS_PREFIX}*.safetensors")
+    others = {
+        name: entry
+        if os.path.basename(entry.file).startswith(WEIGHTS_PREFIX)
+        else entry._replace(file=renamed)
+        for name, entry in inspection.others.items()
+    }
+    return weights_problem(
+        inspection.adapter.model_type, inspection.config, inspection.text_config, inspection.shape, others
+    )
 
 
 def _incomplete(inspection: CheckpointInspection) -> str | None:

@@ -113,6 +113,8 @@ def _candidate(raw: bytes, path: str, number: int) -> tuple[str, dict[str, Any]]
 
     if len(raw) > MAX_LINE_BYTES:
         raise wrong(f"longer than {MAX_LINE_BYTES} bytes, which no plan is")
+    if not raw.strip():
+        raise wrong("the line is empty: take it out; each line holds one candidate")
     try:
         document = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:

@@ -116,8 +116,8 @@ def prune_checkpoint(
             if target.complete:
                 target.discard()
                 return replace(report, already_done=True)
-            target.begin()
             _require_space(target, records, report, alignment)
+            target.begin()
             counter = ByteCounter(report.layers, report.expert_bytes + report.other_bytes, listener)
             _write_experts(target, inspection, records, keep, alignment, fingerprint, counter)
             _write_weights(target, inspection, others, counter)
@@ -166,6 +166,7 @@ def _require_loadable(inspection: CheckpointInspection, config: dict[str, Any], 
 def _require_space(
     target: OutputDirectory, records: ExpertRecords, report: PruneReport, alignment: int
 ) -> None:
+    """Before anything is written: what an interrupted run left is either used or deleted, and so counts."""
     strides = sum(padded(schema.nbytes, alignment) for schema in records.schemas.values())
     needed = report.kept * strides + report.other_bytes + _SPARE_BYTES
     have = sum(
@@ -173,7 +174,7 @@ def _require_space(
         for root, _, names in os.walk(target.partial)
         for name in names
     )
-    status = os.statvfs(target.partial)
+    status = os.statvfs(os.path.dirname(target.output))
     free = status.f_bavail * status.f_frsize
     if needed - have > free:
         raise PruneError(

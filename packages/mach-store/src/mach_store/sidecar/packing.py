@@ -29,7 +29,8 @@ class Packing:
         """With the defaults of `adapter`'s family, and those of the block modes, which have one size each."""
         mode = self.mode or adapter.default_mode
         default = BLOCK_MODES[mode][1] if mode in BLOCK_MODES else adapter.default_group_size
-        return Quantization(mode=mode, bits=self.bits, group_size=self.group_size or default)
+        group_size = default if self.group_size is None else self.group_size
+        return Quantization(mode=mode, bits=self.bits, group_size=group_size)
 
     def allows(self, q: Quantization) -> bool:
         """Whether weights that are packed as `q` already are what is wanted."""
@@ -45,10 +46,12 @@ class PackedRecords:
         """Work out the packed records from the plain ones' shapes.
 
         Raises:
-            SidecarExportError: a projection is packed otherwise already, a width is not a multiple of the
-                group size, or MLX cannot pack so.
+            SidecarExportError: the group size is not positive, a projection is packed otherwise already, a
+                width is not a multiple of the group size, or MLX cannot pack so.
         """
         self._plain, self._q = plain, packing.complete(adapter)
+        if self._q.group_size < 1:
+            raise SidecarExportError(f"--group-size {self._q.group_size}: must be at least 1")
         self.num_experts = plain.num_experts
         self.schemas: dict[int, RecordSchema] = {}
         for layer, schema in plain.schemas.items():
@@ -86,7 +89,7 @@ class PackedRecords:
             if columns % q.group_size:
                 raise SidecarExportError(
                     f"layer {layer}: {segment.projection} has {columns} inputs, not a multiple of the group "
-                    f"size {q.group_size}"
+                    f"size {q.group_size}: give a smaller --group-size, or keep the experts as they are"
                 )
             try:
                 packed = self._pack(mx.zeros((1, columns), mx.bfloat16))
