@@ -3,10 +3,11 @@
     uv run python tools/bench/bench_kernels.py [--experts 128] [--rounds 15]
 
 One layer's routed experts as large models have them (width 768, hidden 2048, top 8), in every packing, for
-one token, 16 and (4-bit) 256; and dense projections. Every call of the one-token rows takes other experts, so that
-their weights come from memory. Rounds alternate; times are medians over rounds, `speedup` and `of_bandwidth`
-medians of each round's ratio. The bandwidth is what numpy reads with as many threads. Stock float32 products
-cannot take bfloat16 weights, so there they get float32 ones. Appends to docs/bench/kernels.csv.
+one token, 16 and (4-bit) 256; and dense projections. Every call of the one-token rows takes other experts, so
+that their weights come from memory. Rounds alternate; times are medians over rounds, `speedup` and
+`of_bandwidth` medians of each round's ratio. The bandwidth is what numpy reads with as many threads. Stock
+float32 products cannot take bfloat16 weights, so there they get float32 ones. Appends to
+docs/bench/kernels.csv.
 """
 
 from __future__ import annotations
