@@ -8,12 +8,15 @@ import httpx
 import pytest
 from chromium_page import ChromiumPage, find_chromium
 
+from mach.io.checkpoint_path import resolve_checkpoint
+
 CHROMIUM = find_chromium()
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)"
 )
 
+END_TOKENS = json.loads((resolve_checkpoint("mach-pico") / "config.json").read_text())["eos_token_id"]
 TEXT = "document.querySelector('.turn.assistant:last-child pre:last-of-type')?.textContent ?? ''"
 DRAWN = """(() => {
     const map = document.getElementById('map');
@@ -68,7 +71,14 @@ def test_a_chat_streams_into_the_page(page: ChromiumPage) -> None:
 
 
 def test_a_stopped_answer_frees_the_engine(page: ChromiumPage, served_pico: str) -> None:
-    page.evaluate("document.getElementById('max').value = 1500")
+    # Without its end tokens the model goes on until it is stopped.
+    ends = json.dumps({str(token): -100 for token in END_TOKENS})
+    page.evaluate(
+        "{ const real = fetch; globalThis.fetch = (path, options) => { if (path.endsWith('completions'))"
+        f" options.body = JSON.stringify({{...JSON.parse(options.body), logit_bias: {ends}}});"
+        " return real(path, options); }; }"
+    )
+    page.evaluate("document.getElementById('max').value = 1900")
     page.type_text("#say", "Count.")
     page.press("Enter")
     page.wait_for("document.querySelector('.turn.assistant')?.textContent.length > 20")

@@ -118,21 +118,23 @@ class DequantizingPlan:
         return done
 
     def _unpack(self, slots: Sequence[int]) -> None:
-        floats: dict[str, mx.array] = {}
         for projection, arrays in self._staged.components.items():
             q = self._packing[projection]
             parts = {component: array[: len(slots)] for component, array in arrays.items()}
             for component, array in parts.items():
                 name = f"{projection}.{component}"
                 if q is not None and component == "weight":
-                    floats[name] = _dequantized(parts, q)
+                    self._place(name, _dequantized(parts, q), slots)
                 elif name in self._dtypes:  # a tensor that was not quantised; widened if it is bfloat16
-                    floats[name] = array.astype(mx.bfloat16) if self._dtypes[name] == "bfloat16" else array
-        mx.eval(floats)
-        for name, array in floats.items():
-            rows = byte_rows(array)
-            for row, slot in enumerate(slots):
-                copy_row(rows[row], self._rows[name][slot])
+                    narrow = self._dtypes[name] == "bfloat16"
+                    self._place(name, array.astype(mx.bfloat16) if narrow else array, slots)
+
+    def _place(self, name: str, array: mx.array, slots: Sequence[int]) -> None:
+        """Evaluate one tensor at a time: the floats of whole experts are several times what is staged."""
+        mx.eval(array)
+        rows = byte_rows(array)
+        for row, slot in enumerate(slots):
+            copy_row(rows[row], self._rows[name][slot])
 
 
 def _dequantized(parts: dict[str, mx.array], q: Quantization) -> mx.array:
