@@ -63,8 +63,9 @@ def apply_sorted(
     """As `apply_experts` for routes already in slot order: rows [r, hidden], slots [r] → [r, hidden].
 
     `pass_routes` counts the routes of the whole pass, of which these may be a part. It decides, as there,
-    whether the order is made use of: on a GPU other kernels round otherwise (seen under CUDA), and a pass
-    must give the same bits whether its experts came from the disk or not.
+    whether the order is made use of: on a GPU other kernels round otherwise, and a pass should round alike
+    whether its experts came from the disk or not. (Under CUDA the number of rows still matters, see
+    `docs/log.md`; on the CPU nothing does.)
     """
     ordered = pass_routes >= SORT_FROM_ROUTES
     y = _block(components, packing, activation, mx.expand_dims(rows, -2), slots, ordered=ordered)
