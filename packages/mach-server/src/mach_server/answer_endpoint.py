@@ -8,7 +8,6 @@ business of the endpoint's reader and writer.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
@@ -17,21 +16,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mach.errors import MachError
 from mach_decode.request import GenerationRequest, StepEvent
+from mach_server.admission import admitted_body, count_rejection, failure_of
 from mach_server.answer.events import AnswerParser
 from mach_server.answer_reader import AnswerReader
 from mach_server.answer_writer import AnswerWriter, Exchange, keep_alive
 from mach_server.collected_answer import CollectedAnswer
-from mach_server.errors import ApiError, BadRequestError, RequestTimeoutError, UnavailableError, api_error_of
+from mach_server.errors import BadRequestError, RequestTimeoutError, api_error_of
 from mach_server.event_stream import EventStream
 from mach_server.inference_service import InferenceService
 from mach_server.refusal import error_response
-from mach_server.request_body import discard_body, disconnected, read_body
+from mach_server.request_body import disconnected
 from mach_server.request_record import RequestRecord, record_of
 from mach_server.token_channel import Failure, TokenChannel
-
-log = logging.getLogger("mach.server")
 
 ReadBody = Callable[[bytes, InferenceService], Exchange]
 """A body's bytes → what they ask for; raises ApiError or SamplingError for what cannot be honoured."""
@@ -52,12 +49,7 @@ class AnswerEndpoint:
         try:
             # The place is given back as soon as the engine has finished, however slowly the client reads.
             with ExitStack() as place:
-                try:
-                    place.enter_context(service.admission())
-                except ApiError:
-                    await discard_body(request, service.limits)
-                    raise
-                exchange = self._read(await read_body(request, service.limits), service)
+                exchange = self._read(await admitted_body(request, service, place), service)
                 channel = TokenChannel(asyncio.get_running_loop(), service.limits.client_buffer_events)
                 answer = self._answer(exchange, channel, stream, place, record)
                 body = await self._in_time(_while_wanted(answer, channel, receive))
@@ -65,14 +57,11 @@ class AnswerEndpoint:
             record.finish = "client_left"
             return
         except Exception as error:
-            if not isinstance(error, MachError):
-                log.exception("request %s failed", record.id)
-            told = api_error_of(error, exchange.request.prompt_field if exchange else "messages")
-            record.error = told.code or told.type
+            told = failure_of(error, record, exchange.request.prompt_field if exchange else "messages")
             if stream.started and exchange is not None:
                 await stream.close_with(exchange.writer.failed(told))
                 return
-            service.rejected += told.status < 500 or isinstance(told, UnavailableError)
+            count_rejection(told, service)
             await error_response(told, request.url.path)(scope, receive, send)
         else:
             if body is not None:

@@ -10,12 +10,11 @@ from typing import Any, Literal
 import msgspec
 
 from mach_server.answer_request import AnswerRequest, FunctionTool, ToolRules
-from mach_server.conversation_parts import ContentPart, arguments_of, check_tools, text_of
-from mach_server.errors import BadRequestError
+from mach_server.completion_fields import CompletionFields
+from mach_server.conversation_parts import ContentPart, arguments_of, text_of, tool_rules
 from mach_server.limits import Limits
-from mach_server.output_fields import StructuredOutputs, guided_rule, output_rule
-from mach_server.sampling_fields import MOST_ALTERNATIVES, check_count, sampling_of, stops_of
-from mach_server.wire_body import check_model, decode_body, invalid, refuse_unsupported, unsupported
+from mach_server.sampling_fields import MOST_ALTERNATIVES, check_count
+from mach_server.wire_body import check_model, decode_body, invalid, missing, refuse_unsupported, unsupported
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "audio": (),
@@ -96,9 +95,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         if self.content is None and not (
             assistant and (self.tool_calls or reasoning is not None or self.refusal is not None)
         ):
-            raise _missing(f"{path}.content")
+            raise missing(f"{path}.content")
         if self.role == "tool" and self.tool_call_id is None:
-            raise _missing(f"{path}.tool_call_id")
+            raise missing(f"{path}.tool_call_id")
         if self.role != "tool" and self.tool_call_id is not None:
             raise invalid(f"{path}.tool_call_id", "belongs to messages of the role tool")
         if self.tool_calls and not assistant:
@@ -135,45 +134,18 @@ class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     function: NamedFunction
 
 
-class StreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """`include_obfuscation` is padding against traffic analysis; there is none, whatever it says."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
-
-
-class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class ChatRequest(CompletionFields, forbid_unknown_fields=True, kw_only=True):
     """The body: what is honoured, then what is harmless, then what is refused unless it changes nothing."""
 
-    model: str
     messages: list[Message]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
 
     metadata: Any = None
     prompt_cache_key: Any = None
@@ -194,11 +166,6 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     verbosity: Any = None
     web_search_options: Any = None
 
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
     def answer_request(self, model_names: frozenset[str], limits: Limits) -> AnswerRequest:
         """What the body asks for.
 
@@ -212,8 +179,7 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             raise invalid("messages", "must not be empty")
         for name in ("max_tokens", "max_completion_tokens"):
             check_count(name, getattr(self, name), least=1)
-        if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options", "is only allowed with stream: true")
+        self.check_stream_options()
         check_count("top_logprobs", self.top_logprobs, least=0, most=MOST_ALTERNATIVES)
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs", "needs logprobs: true")
@@ -225,41 +191,24 @@ class ChatRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             template_options=self.chat_template_kwargs or {},
             effort=self.reasoning_effort,
             tools=self._tool_rules(limits),
-            output=guided_rule(self) or output_rule(self.response_format, "response_format"),
+            output=self.output(),
             max_tokens=limit,
-            stop=stops_of(self.stop, limits.stop_strings, limits),
-            sampling=sampling_of(
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                min_p=self.min_p,
-                repetition_penalty=self.repetition_penalty,
-                frequency_penalty=self.frequency_penalty,
-                presence_penalty=self.presence_penalty,
-                logit_bias=self.logit_bias,
-                seed=self.seed,
-                limits=limits,
-            ),
+            stop=self.stops(limits),
+            sampling=self.sampling(limits),
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
         )
 
     def _tool_rules(self, limits: Limits) -> ToolRules:
         tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
-        check_tools(tools, limits.tools)
-        parallel = self.parallel_tool_calls is not False
         choice = self.tool_choice
         if isinstance(choice, NamedChoice):
-            name = choice.function.name
-            if name not in {tool.name for tool in tools}:
-                raise invalid("tool_choice", f"names {name[:NAME_SHOWN]!r}, which is none of the tools")
             # OpenAI: a named choice is one call.
-            return ToolRules(tools=tools, mode="named", name=name, parallel=False)
-        if choice == "required" and not tools:
-            raise invalid("tool_choice", "is required, but there are no tools")
-        return ToolRules(tools=tools, mode=choice or "auto", parallel=parallel)
+            return tool_rules(tools, "named", name=choice.function.name, parallel=False, most=limits.tools)
+        parallel = self.parallel_tool_calls is not False
+        return tool_rules(tools, choice or "auto", parallel=parallel, most=limits.tools)
 
 
-NAME_SHOWN = 80
+_SHOWN = 80
 
 _DECODER = msgspec.json.Decoder(ChatRequest)
 
@@ -275,9 +224,9 @@ def parse_chat_request(body: bytes) -> ChatRequest:
 
 def _tool(tool: Tool, param: str) -> FunctionTool:
     if tool.type != "function":
-        raise unsupported(f"{param}.type", f"{tool.type[:NAME_SHOWN]!r} is not a function")
+        raise unsupported(f"{param}.type", f"{tool.type[:_SHOWN]!r} is not a function")
     if tool.function is None:
-        raise _missing(f"{param}.function")
+        raise missing(f"{param}.function")
     function = tool.function
     schema = {"type": "object", "properties": {}} if function.parameters is None else function.parameters
     return FunctionTool(
@@ -297,7 +246,3 @@ def _call_for_template(call: ToolCall, path: str) -> dict[str, Any]:
         "type": "function",
         "function": {"name": function.name, "arguments": arguments},
     }
-
-
-def _missing(param: str) -> BadRequestError:
-    return BadRequestError(f"{param} is missing", param=param, code="missing_required_parameter")

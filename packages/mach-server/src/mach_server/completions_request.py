@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 
 from mach_server.answer_request import AnswerRequest
-from mach_server.chat_request import StreamOptions
+from mach_server.completion_fields import CompletionFields
 from mach_server.limits import Limits
-from mach_server.output_fields import StructuredOutputs, guided_rule, output_rule
-from mach_server.sampling_fields import MOST_ALTERNATIVES, check_count, sampling_of, stops_of
+from mach_server.sampling_fields import MOST_ALTERNATIVES, check_count
 from mach_server.wire_body import check_model, decode_body, invalid, refuse_unsupported, unsupported
 
 DEFAULT_MAX_TOKENS = 16
@@ -19,43 +18,18 @@ DEFAULT_MAX_TOKENS = 16
 _NEUTRAL: dict[str, tuple[object, ...]] = {"best_of": (1,), "n": (1,), "suffix": ("",)}
 
 
-class CompletionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class CompletionRequest(CompletionFields, forbid_unknown_fields=True, kw_only=True):
     """The body: what is honoured, then what is harmless, then what is refused unless it changes nothing."""
 
-    model: str
     prompt: str | list[Any]
     echo: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     logprobs: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    response_format: dict[str, Any] | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: dict[str, Any] | str | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
 
     user: Any = None
 
     best_of: Any = None
     n: Any = None
     suffix: Any = None
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def answer_request(self, model_names: frozenset[str], limits: Limits) -> AnswerRequest:
         """What the body asks for.
@@ -69,28 +43,16 @@ class CompletionRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
         # With echo the prompt is part of the answer, so that none need be generated.
         check_count("max_tokens", self.max_tokens, least=0 if self.echo else 1)
         check_count("logprobs", self.logprobs, least=0, most=MOST_ALTERNATIVES)
-        if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options", "is only allowed with stream: true")
+        self.check_stream_options()
         limit = DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
         echoed = self.logprobs if self.echo else None
         return AnswerRequest(
             prompt=_one_prompt(self.prompt),
             prompt_field="prompt",
-            output=guided_rule(self) or output_rule(self.response_format, "response_format"),
+            output=self.output(),
             max_tokens=limit,
-            stop=stops_of(self.stop, limits.stop_strings, limits),
-            sampling=sampling_of(
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                min_p=self.min_p,
-                repetition_penalty=self.repetition_penalty,
-                frequency_penalty=self.frequency_penalty,
-                presence_penalty=self.presence_penalty,
-                logit_bias=self.logit_bias,
-                seed=self.seed,
-                limits=limits,
-            ),
+            stop=self.stops(limits),
+            sampling=self.sampling(limits),
             logprobs=self.logprobs,
             # The engine generates nothing only while it measures the prompt.
             prompt_logprobs=0 if limit == 0 and echoed is None else echoed,

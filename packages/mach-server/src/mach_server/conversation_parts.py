@@ -1,4 +1,4 @@
-"""Owns the pieces of conversations that OpenAI's endpoints share: content parts, calls, tools."""
+"""Owns the pieces of conversations that endpoints share: content parts, calls, tools."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import msgspec
 
-from mach_server.answer_request import FunctionTool
-from mach_server.errors import BadRequestError
-from mach_server.wire_body import invalid, unsupported
+from mach_server.answer_request import FunctionTool, ToolMode, ToolRules
+from mach_server.wire_body import invalid, json_object, needed, unsupported
 
 NAME_LENGTH = 128
 """Characters of a function's name."""
 
+_NAME_SHOWN = 80
 _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{NAME_LENGTH}}}")
 
 
@@ -60,11 +60,7 @@ def text_of(content: str | list[ContentPart], path: str, kinds: tuple[str, ...] 
             raise unsupported(
                 f"{place}.type", f"{part.type[:80]!r} is not text, which is all the model reads"
             )
-        if part.text is None:
-            raise BadRequestError(
-                f"{place}.text is missing", param=f"{place}.text", code="missing_required_parameter"
-            )
-        texts.append(part.text)
+        texts.append(needed(part.text, f"{place}.text"))
     return "\n".join(texts)
 
 
@@ -74,13 +70,7 @@ def arguments_of(arguments: str, path: str) -> dict[str, Any]:
     Raises:
         BadRequestError: they are not the JSON of an object.
     """
-    try:
-        value = msgspec.json.decode(arguments.strip() or "{}")
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise invalid(path, f"is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise invalid(path, "is not the JSON of an object")
-    return value
+    return json_object(arguments.strip() or "{}", path)
 
 
 def one_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -112,3 +102,33 @@ def check_tools(tools: tuple[FunctionTool, ...], most: int) -> None:
         if tool.name in names:
             raise invalid(field, f"{tool.name!r} is the name of another tool too")
         names.add(tool.name)
+
+
+def tool_rules(
+    tools: tuple[FunctionTool, ...],
+    mode: ToolMode,
+    *,
+    name: str | None = None,
+    parallel: bool,
+    most: int,
+    required: str = "required",
+) -> ToolRules:
+    """What a request's tools and its `tool_choice` ask for.
+
+    Args:
+        tools: each with the fields that hold it.
+        mode: how the model must use them.
+        name: the function that a `named` call must be to.
+        parallel: whether one answer may hold several calls.
+        most: how many tools there may be.
+        required: the endpoint's word for the mode `required`, for errors.
+
+    Raises:
+        BadRequestError: naming the field.
+    """
+    check_tools(tools, most)
+    if mode == "named" and name not in {tool.name for tool in tools}:
+        raise invalid("tool_choice", f"names {str(name)[:_NAME_SHOWN]!r}, which is none of the tools")
+    if mode == "required" and not tools:
+        raise invalid("tool_choice", f"is {required}, but there are no tools")
+    return ToolRules(tools=tools, mode=mode, name=name, parallel=parallel)

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from mach_server.errors import BadRequestError
-from mach_server.wire_body import unsupported
+from mach_server.wire_body import invalid, needed, unsupported
 
 _SHOWN = 80
 
@@ -58,7 +57,7 @@ def messages_of(
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not content:
-        raise BadRequestError(f"{path} must not be empty", param=path, code="invalid_value")
+        raise invalid(path, "must not be empty")
     return _assistant(content, path) if role == "assistant" else _user(content, path)
 
 
@@ -77,7 +76,7 @@ def _user(blocks: list[ContentBlock], path: str) -> list[dict[str, Any]]:
         text = result if isinstance(result, str) else _joined(result, f"{place}.content")
         # Templates have no word for it, and the model must be told.
         text = f"Error: {text}" if block.is_error else text
-        call_id = _needed(block.tool_use_id, f"{place}.tool_use_id")
+        call_id = needed(block.tool_use_id, f"{place}.tool_use_id")
         messages.append({"role": "tool", "content": text, "tool_call_id": call_id})
     if texts:
         messages.append({"role": "user", "content": "\n".join(texts)})
@@ -91,13 +90,13 @@ def _assistant(blocks: list[ContentBlock], path: str) -> list[dict[str, Any]]:
     for index, block in enumerate(blocks):
         place = f"{path}[{index}]"
         if block.type == "thinking":
-            thoughts.append(_needed(block.thinking, f"{place}.thinking"))
+            thoughts.append(needed(block.thinking, f"{place}.thinking"))
         elif block.type == "tool_use":
             function = {
-                "name": _needed(block.name, f"{place}.name"),
-                "arguments": _needed(block.input, f"{place}.input"),
+                "name": needed(block.name, f"{place}.name"),
+                "arguments": needed(block.input, f"{place}.input"),
             }
-            call_id = _needed(block.id, f"{place}.id")
+            call_id = needed(block.id, f"{place}.id")
             calls.append({"id": call_id, "type": "function", "function": function})
         else:
             texts.append(_text(block, place))
@@ -116,11 +115,4 @@ def _joined(blocks: list[ContentBlock], path: str) -> str:
 def _text(block: ContentBlock, place: str) -> str:
     if block.type != "text":
         raise unsupported(f"{place}.type", f"{block.type[:_SHOWN]!r} cannot stand here")
-    text: str = _needed(block.text, f"{place}.text")
-    return text
-
-
-def _needed(value: Any, param: str) -> Any:
-    if value is None:
-        raise BadRequestError(f"{param} is missing", param=param, code="missing_required_parameter")
-    return value
+    return needed(block.text, f"{place}.text")

@@ -10,15 +10,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from mach_server.answer_request import AnswerRequest, FunctionTool, ToolRules
-from mach_server.conversation_parts import check_tools
-from mach_server.errors import BadRequestError
+from mach_server.answer_request import AnswerRequest, FunctionTool, ToolMode, ToolRules
+from mach_server.conversation_parts import tool_rules
 from mach_server.limits import Limits
 from mach_server.messages_content import ContentBlock, messages_of, system_text
 from mach_server.output_fields import output_rule
 from mach_server.sampling_fields import check_count, sampling_of, stops_of
 from mach_server.template_options import OFF, ON
-from mach_server.wire_body import check_model, decode_body, invalid, refuse_unsupported, unsupported
+from mach_server.wire_body import check_model, decode_body, invalid, needed, refuse_unsupported, unsupported
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "container": (),
@@ -31,6 +30,9 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "workspace_id": (),
 }
 """Anthropic's fields that are not supported, with the values (null apart) that change nothing."""
+
+_MODES: dict[str, ToolMode] = {"auto": "auto", "any": "required", "tool": "named", "none": "none"}
+"""Anthropic's words for whether the model must use a tool."""
 
 _SHOWN = 80
 
@@ -144,19 +146,14 @@ class CountRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def _tool_rules(self, limits: Limits) -> ToolRules:
         tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
-        check_tools(tools, limits.tools)
         choice = self.tool_choice or ToolChoiceParam(type="auto")
-        parallel = not choice.disable_parallel_tool_use
-        if choice.type == "tool":
-            if choice.name not in {tool.name for tool in tools}:
-                raise invalid(
-                    "tool_choice", f"names {str(choice.name)[:_SHOWN]!r}, which is none of the tools"
-                )
-            return ToolRules(tools=tools, mode="named", name=choice.name, parallel=parallel)
-        if choice.type == "any" and not tools:
-            raise invalid("tool_choice", "is any, but there are no tools")
-        return ToolRules(
-            tools=tools, mode="required" if choice.type == "any" else choice.type, parallel=parallel
+        return tool_rules(
+            tools,
+            _MODES[choice.type],
+            name=choice.name if choice.type == "tool" else None,
+            parallel=not choice.disable_parallel_tool_use,
+            most=limits.tools,
+            required="any",
         )
 
 
@@ -208,13 +205,10 @@ def _tool(tool: ToolParam, param: str) -> FunctionTool:
         raise unsupported(f"{param}.type", f"{tool.type[:_SHOWN]!r} is a tool of Anthropic's")
     if tool.input_examples:
         raise unsupported(f"{param}.input_examples")
-    if tool.input_schema is None:
-        field = f"{param}.input_schema"
-        raise BadRequestError(f"{field} is missing", param=field, code="missing_required_parameter")
     return FunctionTool(
         name=tool.name,
         description=tool.description,
-        parameters=tool.input_schema,
+        parameters=needed(tool.input_schema, f"{param}.input_schema"),
         strict=bool(tool.strict),
         param=param,
         name_field="name",

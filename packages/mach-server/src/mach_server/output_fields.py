@@ -8,7 +8,7 @@ import msgspec
 
 from mach_server.answer_request import OutputRule
 from mach_server.errors import BadRequestError
-from mach_server.wire_body import invalid, unsupported
+from mach_server.wire_body import invalid, json_object, unsupported
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -105,15 +105,7 @@ def guided_rule(body: GuidedFields) -> OutputRule | None:
 
 
 def _schema(schema: dict[str, Any] | str, param: str) -> dict[str, Any]:
-    if isinstance(schema, dict):
-        return schema
-    try:
-        value = msgspec.json.decode(schema)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise invalid(param, f"is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise invalid(param, "is not the JSON of an object")
-    return value
+    return schema if isinstance(schema, dict) else json_object(schema, param)
 
 
 def _only(value: dict[str, Any], path: str, *names: str) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from mach_server.conversation_parts import ContentPart, arguments_of, text_of
-from mach_server.errors import BadRequestError
-from mach_server.wire_body import invalid, unsupported
+from mach_server.wire_body import invalid, missing, needed, unsupported
 
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _SHOWN = 80
@@ -76,7 +75,7 @@ def _continues(turn: dict[str, Any], added: dict[str, Any]) -> bool:
 def _assistant_part(item: InputItem, path: str) -> dict[str, Any] | None:
     """What an item adds to the assistant's message; None for an item that is not the assistant's."""
     if item.type == "message" and item.role == "assistant":
-        return {"content": text_of(_needed(item.content, f"{path}.content"), f"{path}.content", _TEXT_PARTS)}
+        return {"content": _text(item.content, f"{path}.content")}
     if item.type == "reasoning":
         pieces = item.content or item.summary or []
         if not pieces and item.encrypted_content is not None:
@@ -85,10 +84,10 @@ def _assistant_part(item: InputItem, path: str) -> dict[str, Any] | None:
         return {"reasoning_content": text_of(pieces, f"{path}.content", kinds)}
     if item.type == "function_call":
         function = {
-            "name": _needed(item.name, f"{path}.name"),
-            "arguments": arguments_of(_needed(item.arguments, f"{path}.arguments"), f"{path}.arguments"),
+            "name": needed(item.name, f"{path}.name"),
+            "arguments": arguments_of(needed(item.arguments, f"{path}.arguments"), f"{path}.arguments"),
         }
-        call_id = _needed(item.call_id, f"{path}.call_id")
+        call_id = needed(item.call_id, f"{path}.call_id")
         return {"tool_calls": [{"id": call_id, "type": "function", "function": function}]}
     return None
 
@@ -96,16 +95,16 @@ def _assistant_part(item: InputItem, path: str) -> dict[str, Any] | None:
 def _message(item: InputItem, path: str) -> dict[str, Any]:
     """The message of an item that is not the assistant's."""
     if item.type == "function_call_output":
-        output = text_of(_needed(item.output, f"{path}.output"), f"{path}.output", _TEXT_PARTS)
-        return {"role": "tool", "content": output, "tool_call_id": _needed(item.call_id, f"{path}.call_id")}
+        output = _text(item.output, f"{path}.output")
+        return {"role": "tool", "content": output, "tool_call_id": needed(item.call_id, f"{path}.call_id")}
     if item.type != "message":
         raise unsupported(f"{path}.type", f"{item.type[:_SHOWN]!r} is no item that the model can be shown")
-    role = _needed(item.role, f"{path}.role")
-    content = text_of(_needed(item.content, f"{path}.content"), f"{path}.content", _TEXT_PARTS)
+    role = needed(item.role, f"{path}.role")
+    content = _text(item.content, f"{path}.content")
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
-def _needed(value: Any, param: str) -> Any:
-    if value is None:
-        raise BadRequestError(f"{param} is missing", param=param, code="missing_required_parameter")
-    return value
+def _text(content: str | list[ContentPart] | None, path: str) -> str:
+    if content is None:
+        raise missing(path)
+    return text_of(content, path, _TEXT_PARTS)

@@ -7,12 +7,12 @@ from typing import Any, Literal
 import msgspec
 
 from mach_server.answer_request import AnswerRequest, FunctionTool, ToolRules
-from mach_server.conversation_parts import check_tools
+from mach_server.conversation_parts import tool_rules
 from mach_server.errors import BadRequestError
 from mach_server.limits import Limits
 from mach_server.output_fields import output_rule
 from mach_server.responses_input import InputItem, conversation_of
-from mach_server.sampling_fields import MOST_ALTERNATIVES, check_count, sampling_of
+from mach_server.sampling_fields import MOST_ALTERNATIVES, SamplingFields, check_count
 from mach_server.wire_body import check_model, decode_body, invalid, refuse_unsupported, unsupported
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -76,7 +76,7 @@ class ResponseStreamOptions(msgspec.Struct, forbid_unknown_fields=True, kw_only=
     include_obfuscation: bool | None = None
 
 
-class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class ResponseRequest(SamplingFields, forbid_unknown_fields=True, kw_only=True):
     """The body: what is honoured, then what is harmless, then what is refused unless it changes nothing."""
 
     model: str
@@ -85,12 +85,6 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     include: list[str] | None = None
     top_logprobs: int | None = None
@@ -151,29 +145,17 @@ class ResponseRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             tools=self._tool_rules(limits),
             output=output_rule(self.text.format if self.text else None, "text.format"),
             max_tokens=self.max_output_tokens,
-            sampling=sampling_of(
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                min_p=self.min_p,
-                repetition_penalty=self.repetition_penalty,
-                seed=self.seed,
-                limits=limits,
-            ),
+            sampling=self.sampling(limits),
             logprobs=(self.top_logprobs or 0) if self.wants_logprobs else None,
         )
 
     def _tool_rules(self, limits: Limits) -> ToolRules:
         tools = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(self.tools or ()))
-        check_tools(tools, limits.tools)
         choice = self.tool_choice
         if isinstance(choice, NamedTool):
-            if choice.name not in {tool.name for tool in tools}:
-                raise invalid("tool_choice", f"names {choice.name[:_SHOWN]!r}, which is none of the tools")
-            return ToolRules(tools=tools, mode="named", name=choice.name, parallel=False)
-        if choice == "required" and not tools:
-            raise invalid("tool_choice", "is required, but there are no tools")
-        return ToolRules(tools=tools, mode=choice or "auto", parallel=self.parallel_tool_calls is not False)
+            return tool_rules(tools, "named", name=choice.name, parallel=False, most=limits.tools)
+        parallel = self.parallel_tool_calls is not False
+        return tool_rules(tools, choice or "auto", parallel=parallel, most=limits.tools)
 
 
 _DECODER = msgspec.json.Decoder(ResponseRequest)

@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+import msgspec
+
 from mach_decode.sampling import SamplingParams
 from mach_server.errors import BadRequestError
 from mach_server.limits import Limits
@@ -18,6 +20,29 @@ MOST_ALTERNATIVES = 20
 """The most alternatives for one token that OpenAI tells."""
 
 Value = TypeVar("Value")
+
+
+class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The fields of all of OpenAI's endpoints, and what vLLM adds to them."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+
+    def sampling(self, limits: Limits) -> SamplingParams:
+        """How tokens are chosen; raises as `sampling_of`."""
+        return sampling_of(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+            limits=limits,
+        )
 
 
 def sampling_of(

@@ -6,7 +6,7 @@ What the fields mean is the business of each endpoint's own request file.
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ _FIELD = re.compile(r"field `(?P<field>[^`]*)`")
 _MODEL_SHOWN = 200
 
 Body = TypeVar("Body")
+Value = TypeVar("Value")
 
 
 def decode_body(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
@@ -79,6 +80,37 @@ def invalid(param: str, why: str) -> BadRequestError:
     return BadRequestError(f"{param} {why}", param=param, code="invalid_value")
 
 
+def missing(param: str) -> BadRequestError:
+    """The refusal of a request without a field that it needs."""
+    return BadRequestError(f"{param} is missing", param=param, code="missing_required_parameter")
+
+
+def needed(value: Value | None, param: str) -> Value:
+    """`value`, which must be there.
+
+    Raises:
+        BadRequestError: it is not.
+    """
+    if value is None:
+        raise missing(param)
+    return value
+
+
+def json_object(text: str, param: str) -> dict[str, Any]:
+    """The object that `text` is the JSON of.
+
+    Raises:
+        BadRequestError: it is not the JSON of an object.
+    """
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise invalid(param, f"is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise invalid(param, "is not the JSON of an object")
+    return value
+
+
 def _type_error(message: str) -> BadRequestError:
     """The error for msgspec's message, with its JSON path taken out and named as `param`."""
     found = _PATH.search(message)
@@ -90,5 +122,5 @@ def _type_error(message: str) -> BadRequestError:
     if "unknown field" in message:
         return BadRequestError(f"{param} is not a known field", param=param, code="unknown_parameter")
     if "missing required field" in message:
-        return BadRequestError(f"{param} is missing", param=param, code="missing_required_parameter")
+        return missing(param)
     return BadRequestError(f"{param or 'the body'}: {message}", param=param or None, code="invalid_type")
