@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from kill_moment import run_until
 
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
@@ -37,27 +36,8 @@ CONFIG = {
 }
 
 EXPORT = """
-import os, signal, sys
-from pathlib import Path
 from mach_store.sidecar.export import export_sidecar
-
-checkpoint, output, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-moments = 0
-
-def touches_the_output(event, args):
-    # Every open, rename, deletion and look-up of a C function (for the exchange) is a moment.
-    if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "ctypes.dlsym"):
-        return
-    if event != "ctypes.dlsym" and not any(str(arg).startswith(output) for arg in args):
-        return
-    global moments
-    moments += 1
-    if moments == moment:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(touches_the_output)
-export_sidecar(checkpoint, Path(output))
-print(moments)
+export_sidecar(source, Path(output))
 """
 
 
@@ -83,16 +63,6 @@ def contents(directory: Path) -> dict[str, bytes] | None:
     return {name: (directory / name).read_bytes() for name in sorted(os.listdir(directory))}
 
 
-def run_export(checkpoint: Path, output: Path, moment: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", EXPORT, str(checkpoint), str(output), str(moment)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 @pytest.mark.parametrize("replaces", [False, True], ids=["first export", "over an old sidecar"])
 def test_a_kill_at_any_moment_leaves_old_or_new_and_a_rerun_finishes(
     tmp_path, checkpoint, other_checkpoint, replaces
@@ -106,7 +76,7 @@ def test_a_kill_at_any_moment_leaves_old_or_new_and_a_rerun_finishes(
 
     output = start("whole")
     old = contents(output)
-    finished = run_export(checkpoint, output, 0)
+    finished = run_until(EXPORT, checkpoint, output, 0)
     assert finished.returncode == 0, finished.stderr
     new = contents(output)
     assert new != old
@@ -116,7 +86,7 @@ def test_a_kill_at_any_moment_leaves_old_or_new_and_a_rerun_finishes(
     # Every second one: each run starts an interpreter. The last ones, around the exchange, all.
     for moment in sorted({*range(1, moments + 1, 3), *range(moments - 7, moments + 1)}):
         output = start(f"killed at {moment}")
-        killed = run_export(checkpoint, output, moment)
+        killed = run_until(EXPORT, checkpoint, output, moment)
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
         found = contents(output)
         assert found in (old, new), moment
@@ -134,7 +104,7 @@ def test_a_rerun_goes_on_from_the_layers_that_are_done(tmp_path, checkpoint) -> 
     moment = 1
     while not (tmp_path / "expert_sidecar.partial" / "progress.json").exists():
         moment += 2
-        assert run_export(checkpoint, output, moment).returncode == -signal.SIGKILL
+        assert run_until(EXPORT, checkpoint, output, moment).returncode == -signal.SIGKILL
     done = (tmp_path / "expert_sidecar.partial" / "layer_00.bin").stat()
     export_sidecar(checkpoint, output)
     assert (output / "layer_00.bin").stat().st_ino == done.st_ino
@@ -148,7 +118,7 @@ def test_of_two_exports_at_once_the_second_is_refused(tmp_path, checkpoint) -> N
     def meanwhile(done: int, total: int) -> None:
         with pytest.raises(SidecarExportError, match="another export is writing here"):
             export_sidecar(checkpoint, output)
-        refusals.append(run_export(checkpoint, output, 0))
+        refusals.append(run_until(EXPORT, checkpoint, output, 0))
 
     export_sidecar(checkpoint, output, progress=meanwhile)
     assert len(refusals) == 2

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from kill_moment import command_at, run_until
 
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.errors import SidecarExportError
@@ -18,28 +19,9 @@ from mach_store.sidecar.verification import verify_sidecar
 from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
 PRUNE = """
-import os, signal, sys
-from pathlib import Path
 from mach_store.prune import pruner
-
 pruner.MAX_SHARD_BYTES = 100_000
-source, output, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-moments = 0
-
-def touches_the_output(event, args):
-    # Every open, rename, deletion and look-up of a C function (for the exchange) is a moment.
-    if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "ctypes.dlsym"):
-        return
-    if event != "ctypes.dlsym" and not any(str(arg).startswith(output) for arg in args):
-        return
-    global moments
-    moments += 1
-    if moments == moment:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-sys.addaudithook(touches_the_output)
 pruner.prune_checkpoint(source, Path(output), overwrite="--overwrite" in sys.argv)
-print(moments)
 """
 
 
@@ -68,16 +50,6 @@ def contents(directory: Path) -> dict[str, bytes] | None:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def run_prune(source: Path, output: Path, moment: int, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PRUNE, str(source), str(output), str(moment), *more],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 @pytest.mark.parametrize("replaces", [False, True], ids=["first run", "over an old one"])
 def test_a_kill_at_any_moment_leaves_old_or_new_and_a_rerun_finishes(tmp_path, sources, replaces) -> None:
     source, other = sources
@@ -92,7 +64,7 @@ def test_a_kill_at_any_moment_leaves_old_or_new_and_a_rerun_finishes(tmp_path, s
 
     output = start("whole")
     old = contents(output)
-    finished = run_prune(source, output, 0, *more)
+    finished = run_until(PRUNE, source, output, 0, *more)
     assert finished.returncode == 0, finished.stderr
     new = contents(output)
     assert new != old
@@ -103,7 +75,7 @@ def test_a_kill_at_any_moment_leaves_old_or_new_and_a_rerun_finishes(tmp_path, s
     last = 22 if replaces else 6
     for moment in sorted({*range(1, moments + 1, 4), *range(moments - last, moments + 1)}):
         output = start(f"killed at {moment}")
-        killed = run_prune(source, output, moment, *more)
+        killed = run_until(PRUNE, source, output, moment, *more)
         assert killed.returncode == -signal.SIGKILL, (moment, killed.stderr)
         found = contents(output)
         assert found in (old, new), moment
@@ -119,7 +91,7 @@ def test_a_run_that_is_killed_again_and_again_gets_there(tmp_path, sources) -> N
     source, _ = sources
     prune_checkpoint(source, tmp_path / "whole")
     output, dice = tmp_path / "out", random.Random(7)
-    command = [sys.executable, "-c", PRUNE, str(source), str(output), "0"]
+    command = command_at(PRUNE, source, output, 0)
     kills = 0
     while not output.exists():
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -146,7 +118,7 @@ def test_of_two_runs_at_once_the_second_is_refused(tmp_path, sources) -> None:
         if not refused:
             with pytest.raises(SidecarExportError, match="another export is writing here"):
                 prune_checkpoint(source, output)
-            refused.append(run_prune(source, output, 0))
+            refused.append(run_until(PRUNE, source, output, 0))
 
     prune_checkpoint(source, output, listener=meanwhile)
     assert "another export is writing here" in refused[0].stderr
