@@ -14,18 +14,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from bench_record import append_rows
+from beside_copying import PEAK, beside_copying, caches
 
 from mach.commands.process import run_command
 from mach.io.safetensors_header import DTYPE_BITS
@@ -33,14 +29,11 @@ from mach_store.safetensors_writer import OutputTensor, write_safetensors
 
 HIDDEN, WIDTH, EXPERTS, TOP_K = 2048, 768, 32, 4
 EXPERT_WEIGHTS = 3 * HIDDEN * WIDTH
-EXPORT = """
+EXPORT = (
+    PEAK
+    + """
 import json, sys, time
-from pathlib import Path
 from mach_store.sidecar.export import export_sidecar
-
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 before = peak()
 start = time.perf_counter()
@@ -49,6 +42,7 @@ seconds = time.perf_counter() - start
 stride = layout.layers[0].file_bytes
 print(json.dumps({"seconds": seconds, "before": before, "peak": peak(), "layer": stride}))
 """
+)
 
 Tensors = Iterator[tuple[str, str, tuple[int, ...]]]
 
@@ -129,8 +123,19 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
             directory = Path(scratch) / "source"
             size = write_checkpoint(directory, form, options.gigabytes)
-            for cold in (False, True) if hasattr(os, "posix_fadvise") else (False,):
-                rows.append(measure(form, directory, Path(scratch) / "out", size, cold, options.rounds))
+            for cold in caches():
+                figures = beside_copying(
+                    "export",
+                    EXPORT,
+                    [],
+                    directory,
+                    Path(scratch) / "out",
+                    bytes_of=lambda _report, size=size: size,
+                    size_column="source_gb",
+                    cold=cold,
+                    rounds=options.rounds,
+                )
+                rows.append({"form": form, **figures})
     append_rows("export", rows)
     return 0
 
@@ -161,67 +166,6 @@ def write_checkpoint(directory: Path, form: str, gigabytes: float) -> int:
 def _repeat(noise: bytes, nbytes: int) -> Iterator[memoryview]:
     for start in range(0, nbytes, len(noise)):
         yield memoryview(noise)[: min(len(noise), nbytes - start)]
-
-
-def measure(
-    form: str, directory: Path, output: Path, size: int, cold: bool, rounds: int
-) -> dict[str, object]:
-    """Medians of `rounds` copies and exports."""
-    copies, exports, ratios, reports = [], [], [], []
-    for number in range(rounds):
-        speeds = {}
-        for task in ("copy", "export") if number % 2 else ("export", "copy"):
-            if cold:
-                _forget(directory)
-            else:
-                _warm(directory)
-            if task == "copy":
-                speeds[task] = size / copy(directory, output)
-            else:
-                command = [sys.executable, "-c", EXPORT, str(directory), str(output)]
-                reports.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
-                speeds[task] = size / reports[-1]["seconds"]
-            shutil.rmtree(output)
-        copies.append(speeds["copy"])
-        exports.append(speeds["export"])
-        ratios.append(speeds["export"] / speeds["copy"])
-    peak = max(report["peak"] for report in reports)
-    return {
-        "form": form,
-        "source_gb": f"{size / 1e9:.2f}",
-        "cache": "cold" if cold else "warm",
-        "copy_gb_s": f"{statistics.median(copies) / 1e9:.2f}",
-        "export_gb_s": f"{statistics.median(exports) / 1e9:.2f}",
-        "ratio": f"{statistics.median(ratios):.2f}",
-        "peak_mb": f"{peak / 1e6:.0f}",
-        "peak_over_start_mb": f"{max(r['peak'] - r['before'] for r in reports) / 1e6:.0f}",
-        "layer_mb": f"{reports[0]['layer'] / 1e6:.0f}",
-    }
-
-
-def copy(directory: Path, output: Path) -> float:
-    """Seconds that copying the weights takes, until they are on the disk."""
-    output.mkdir()
-    start = time.perf_counter()
-    subprocess.run(["cp", str(directory / "model.safetensors"), str(output)], check=True)
-    fd = os.open(output / "model.safetensors", os.O_RDONLY)
-    os.fsync(fd)
-    os.close(fd)
-    return time.perf_counter() - start
-
-
-def _forget(directory: Path) -> None:
-    for path in directory.iterdir():
-        fd = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-
-
-def _warm(directory: Path) -> None:
-    for path in directory.iterdir():
-        with path.open("rb") as handle:
-            while handle.read(16 << 20):
-                pass
 
 
 if __name__ == "__main__":

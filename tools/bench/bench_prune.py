@@ -15,32 +15,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from bench_record import append_rows
+from beside_copying import PEAK, beside_copying, caches
 
 from mach.commands.process import run_command
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
 EXPERTS, HIDDEN, WIDTH = 64, 1024, 768
-PRUNE = """
+PRUNE = (
+    PEAK
+    + """
 import json, sys, time
-from pathlib import Path
 from mach_store.prune.pruner import prune_checkpoint
-
-def peak():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
 
 before = peak()
 start = time.perf_counter()
@@ -51,6 +46,7 @@ written = report.expert_bytes + report.other_bytes
 print(json.dumps({"seconds": seconds, "before": before, "peak": peak(), "written": written,
                   "layer": report.expert_bytes // report.layers}))
 """
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,8 +70,19 @@ def main(arguments: Sequence[str]) -> int:
             if not source.exists():
                 write_source(source, options.gigabytes, packed)
             plan = write_plan(source, folder / "plan.jsonl") if half else None
-            for cold in (False, True) if hasattr(os, "posix_fadvise") else (False,):
-                rows.append(measure(form, source, folder, plan, cold, options.rounds))
+            for cold in caches():
+                figures = beside_copying(
+                    "prune",
+                    PRUNE,
+                    [str(plan)] if plan else [],
+                    source,
+                    folder / "out",
+                    bytes_of=itemgetter("written"),
+                    size_column="written_gb",
+                    cold=cold,
+                    rounds=options.rounds,
+                )
+                rows.append({"form": form, **figures})
     append_rows("prune", rows)
     slow = any(float(row["ratio"]) < 0.7 for row in rows if row["form"] == "bf16, every expert")
     return 1 if slow or any(int(row["peak_over_start_mb"]) >= 2 * int(row["layer_mb"]) for row in rows) else 0
@@ -101,60 +108,6 @@ def write_plan(source: Path, path: Path) -> Path:
     keep = {str(layer): list(range(layer % 2, EXPERTS, 2)) for layer in range(layers)}
     path.write_text(json.dumps({"candidate_id": "half", "keep": keep}) + "\n")
     return path
-
-
-def measure(
-    form: str, source: Path, folder: Path, plan: Path | None, cold: bool, rounds: int
-) -> dict[str, Any]:
-    """Medians of `rounds` copies and runs."""
-    size = sum(path.stat().st_size for path in source.iterdir())
-    copies, prunes, ratios, reports = [], [], [], []
-    output = folder / "out"
-    for number in range(rounds):
-        for task in ("copy", "prune") if number % 2 else ("prune", "copy"):
-            _cache(source, cold)
-            if task == "copy":
-                copies.append(size / copy(source, output))
-            else:
-                command = [sys.executable, "-c", PRUNE, str(source), str(output)]
-                command += [str(plan)] if plan else []
-                reports.append(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
-                prunes.append(reports[-1]["written"] / reports[-1]["seconds"])
-            shutil.rmtree(output)
-        ratios.append(prunes[-1] / copies[-1])
-    return {
-        "form": form,
-        "written_gb": f"{reports[0]['written'] / 1e9:.2f}",
-        "cache": "cold" if cold else "warm",
-        "copy_gb_s": f"{statistics.median(copies) / 1e9:.2f}",
-        "prune_gb_s": f"{statistics.median(prunes) / 1e9:.2f}",
-        "ratio": f"{statistics.median(ratios):.2f}",
-        "peak_mb": f"{max(r['peak'] for r in reports) / 1e6:.0f}",
-        "peak_over_start_mb": f"{max(r['peak'] - r['before'] for r in reports) / 1e6:.0f}",
-        "layer_mb": f"{reports[0]['layer'] / 1e6:.0f}",
-    }
-
-
-def copy(source: Path, output: Path) -> float:
-    """Seconds that copying every file takes, until they are on the disk."""
-    start = time.perf_counter()
-    subprocess.run(["cp", "-r", str(source), str(output)], check=True)
-    for path in output.iterdir():
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
-    return time.perf_counter() - start
-
-
-def _cache(source: Path, cold: bool) -> None:
-    """Have the source's files in the page cache, or not."""
-    for path in source.iterdir():
-        with path.open("rb") as handle:
-            if cold:
-                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            else:
-                while handle.read(16 << 20):
-                    pass
 
 
 if __name__ == "__main__":
