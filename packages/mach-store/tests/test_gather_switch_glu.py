@@ -154,6 +154,27 @@ def test_a_prewarmed_whole_bank_never_reads_again(checkpoints, open_bank, build)
     bank.check()
 
 
+def test_routes_are_seen_while_they_are_observed_and_change_no_result(checkpoints, open_bank, build) -> None:
+    directory = checkpoints.engine()
+    bank = open_bank(directory, 16)
+    model = build(directory, bank)
+    bank.prewarm()
+    assert bank.host_free
+    unseen = logits_of(model, PROMPT, chunk=5)
+    assert bank.drain_routes() == []
+    bank.observe_routes(True)
+    assert not bank.host_free
+    assert mx.array_equal(logits_of(model, PROMPT, chunk=5), unseen)
+    passes = bank.drain_routes()
+    assert bank.drain_routes() == []
+    layers = len(bank.layers)
+    assert [routed.layer for routed in passes[: 2 * layers]] == [*range(layers)] * 2
+    assert passes[0].ids.shape == (5, bank.top_k)
+    assert passes[0].ids.max() < bank.source.num_experts
+    bank.observe_routes(False)
+    assert bank.host_free
+
+
 def test_dispatch_modules_have_no_parameters(checkpoints, open_bank, build) -> None:
     directory = checkpoints.engine("gpt_oss")
     model = build(directory, open_bank(directory, 5))

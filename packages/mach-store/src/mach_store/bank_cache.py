@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import mlx.core as mx
+import numpy as np
 
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm, StoredForm
@@ -18,6 +19,7 @@ from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.routed_pass import RoutedPass
 from mach_store.scatter_reader import ScatterReader
 
 PREWARM_BATCH = 64
@@ -74,6 +76,7 @@ class BankCache:
         self.residency = self.form.residency
         self.cancelled: Callable[[], bool] = _never
         self._held: list[mx.array] = []
+        self._routed: list[RoutedPass] | None = None
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
@@ -148,6 +151,24 @@ class BankCache:
         mx.eval(indices, self._held)
         self._unpin()
         return cast(list[int], indices.flatten().tolist())
+
+    def observe_routes(self, on: bool) -> None:
+        """Whether routes are kept for `drain_routes`; while they are, every pass brings them to the host."""
+        self._routed = [] if on else None
+        for bank in self.layers.values():
+            bank.observed = on
+
+    def routed(self, layer: int, ids: list[int], k: int) -> None:
+        """One layer's routes have reached the host. Args: ids: [tokens × k], flat."""
+        if self._routed is not None:
+            self._routed.append(RoutedPass(layer, np.array(ids, np.uint16).reshape(-1, k)))
+
+    def drain_routes(self) -> list[RoutedPass]:
+        """The routes since the last call, in the order of their computation; none unless observed."""
+        if not self._routed:
+            return []
+        passes, self._routed = self._routed, []
+        return passes
 
     def hold(self, output: mx.array) -> None:
         """Keep the present pins until `output` has been evaluated."""

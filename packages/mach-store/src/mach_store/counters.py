@@ -19,6 +19,8 @@ class LayerCounters:
         transient_reads: the misses that went through the scratch arena.
         bytes_read: bytes read from disk, those read while the store was filled before serving included.
         read_seconds: wall time spent in reads, likewise.
+        wait_seconds: wall time in which a forward pass stood still for a read; at most `read_seconds` where
+            experts in memory are computed, or the next ones read, in the meantime.
     """
 
     hits: int = 0
@@ -27,6 +29,7 @@ class LayerCounters:
     transient_reads: int = 0
     bytes_read: int = 0
     read_seconds: float = 0.0
+    wait_seconds: float = 0.0
 
     def add(self, other: LayerCounters) -> None:
         """Add `other`'s counts to this one's."""

@@ -36,6 +36,7 @@ class DiskSwitchGLU(nn.Module):
         k = indices.shape[-1]
         rows = x.reshape(-1, x.shape[-1])
         ids = self._cache.fence(indices)
+        self._cache.routed(self._bank.layer, ids, k)
         outputs = []
         for route, expert in enumerate(ids):
             self._bank.read_scratch(self._slot, [expert])

@@ -101,6 +101,7 @@ class _StreamedDispatch:
                 f"layer {bank.layer}: the router chose an expert outside 0…{bank.num_experts - 1}: {distinct}"
             )
         k = indices.shape[-1]
+        cache.routed(bank.layer, ids, k)
         if len(ids) >= self._transient_min_tokens * k or len(distinct) > self._room():
             y = dispatch_transient(
                 cache, bank, self._block, x.reshape(-1, x.shape[-1]), np.array(ids).reshape(-1, k)

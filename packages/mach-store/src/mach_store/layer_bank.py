@@ -26,6 +26,7 @@ class LayerExpertBank:
         packing: how each projection's weights are packed.
         counters: what happened so far.
         uses: for each expert, the passes that needed it and in which the host saw the routes.
+        observed: whether somebody wants to see every route (`BankCache.observe_routes`).
     """
 
     def __init__(self, layer: int, pool: ExpertPool, source: ExpertSource, reader: ScatterReader) -> None:
@@ -37,6 +38,7 @@ class LayerExpertBank:
         self.counters = LayerCounters()
         self.uses = array("Q", bytes(8 * self.num_experts))
         self.pool = pool
+        self.observed = False
         self._source, self._reader = source, reader
         self._device_slots: mx.array | None = None
 
@@ -44,10 +46,12 @@ class LayerExpertBank:
     def device_slots(self) -> mx.array | None:
         """Expert → slot as an array [num_experts], once every expert is here to stay; else None.
 
-        Nor where the bank is narrow: the host then widens what a pass needs.
+        Nor where the bank is narrow: the host then widens what a pass needs. Nor while routes are observed.
 
         With it a graph finds its slots by itself, and the host is not asked.
         """
+        if self.observed:
+            return None
         if self._device_slots is None and self.pool.whole and not self.pool.narrow:
             if self.pool.occupancy[self.layer] == self.num_experts:
                 table = self.pool.table

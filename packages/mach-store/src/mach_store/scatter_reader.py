@@ -98,7 +98,9 @@ class ScatterReader:
                 expert=expert,
             ) from error
         finally:
-            counters.read_seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            counters.read_seconds += seconds
+            counters.wait_seconds += seconds
 
 
 def open_reader(settings: StoreSettings) -> ScatterReader:
