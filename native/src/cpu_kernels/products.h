@@ -31,6 +31,9 @@ struct ExpertCall {
   std::span<const float* const> x;   // rows of gate.columns floats
   std::span<const uint32_t> slots;   // [x.size(), k], each below the number of slots
   const float* scores;               // [x.size(), k], or null
+  // Places in `slots` to compute; the others are not looked at, and nothing is written for them. Null: all. Not
+  // together with scores.
+  const std::span<const uint32_t>* routes = nullptr;
   float* out;                        // [x.size(), k, down.rows], or with scores [x.size(), down.rows]
   const Kernels* kernels;
   size_t threads;

@@ -1,0 +1,376 @@
+#include "expert_stream.h"
+
+#include <algorithm>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace lme::stream {
+namespace {
+
+double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+const char* told(PassFailure::Kind kind) {
+  switch (kind) {
+    case PassFailure::kRead: return "an expert could not be read";
+    case PassFailure::kRoute: return "the router chose an expert that does not exist";
+    case PassFailure::kSlots: return "every slot of the bank is pinned";
+  }
+  return "";
+}
+
+}  // namespace
+
+// One run of a layer, from its ids to its last route.
+class ExpertStream::Pass {
+ public:
+  Pass(ExpertStream& stream, size_t layer, size_t k, std::span<const uint32_t> ids, const Compute& compute)
+      : stream_(stream),
+        layer_(*stream.layers_[layer]),
+        pool_(*stream.pools_[layer_.pool]),
+        compute_(compute),
+        slots_(ids.size(), 0) {
+    record_.layer = layer;
+    record_.k = k;
+    sort_routes(ids);
+    if (stream.observing_) record_.routes.assign(ids.begin(), ids.end());
+  }
+
+  // Nobody reads into memory that an unwound stack held, and no slot stays claimed.
+  ~Pass() {
+    stream_.crew_.settle(reading_);
+    const std::lock_guard lock(stream_.mutex_);
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kReading) end_read(need, true);
+    }
+    stream_.running_.reset();
+    stream_.passes_.push_back(std::move(record_));
+  }
+
+  void run() {
+    look_up();
+    submit_placed();
+    compute_resident();
+    while (!reading_.empty() || unplaced_ > 0) {
+      if (reading_.empty()) place_in_spent();
+      take_arrived();
+    }
+  }
+
+ private:
+  enum class Stage : uint8_t { kResident, kUnplaced, kReading, kReadable, kDone, kFailed };
+  struct Need {
+    uint32_t expert;
+    size_t first, count;  // in order_
+    Stage stage = Stage::kUnplaced;
+    int32_t slot = SlotTable::kNothing;
+    size_t arrival = 0;  // in record_.arrivals
+    ReadOrder order;
+  };
+
+  int32_t key_of(const Need& need) const { return layer_.first_key + static_cast<int32_t>(need.expert); }
+
+  void sort_routes(std::span<const uint32_t> ids) {
+    order_.resize(ids.size());
+    std::iota(order_.begin(), order_.end(), 0u);
+    std::sort(order_.begin(), order_.end(),
+              [&](uint32_t a, uint32_t b) { return ids[a] != ids[b] ? ids[a] < ids[b] : a < b; });
+    for (size_t i = 0; i < order_.size(); ++i) {
+      const uint32_t expert = ids[order_[i]];
+      if (needs_.empty() || needs_.back().expert != expert) {
+        needs_.emplace_back();
+        needs_.back().expert = expert;
+        needs_.back().first = i;
+        needs_.back().count = 0;
+      }
+      ++needs_.back().count;
+    }
+  }
+
+  void look_up() {
+    const std::lock_guard lock(stream_.mutex_);
+    if (needs_.back().expert >= layer_.experts) {
+      PassFailure failure{.kind = PassFailure::kRoute, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}};
+      for (const Need& need : needs_) failure.routes.push_back(need.expert);
+      needs_.clear();
+      stream_.fail(std::move(failure));
+    }
+    record_.serial = ++stream_.serial_;
+    stream_.running_ = record_.serial;
+    // Hits first: a slot that this pass uses is not given up in it.
+    for (Need& need : needs_) {
+      std::atomic_ref(layer_.uses[need.expert]).fetch_add(1, std::memory_order_relaxed);
+      const int32_t slot = pool_.table.slot_of(key_of(need));
+      if (slot == SlotTable::kNothing) continue;
+      pool_.table.touch(slot, record_.serial);
+      need.slot = slot;
+      need.stage = Stage::kResident;
+      record_.hits.push_back(static_cast<int32_t>(need.expert));
+    }
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kResident) continue;
+      if (const auto taken = pool_.table.take(record_.serial)) {
+        place(need, *taken);
+      } else {
+        ++unplaced_;
+      }
+    }
+  }
+
+  // Under the stream's lock.
+  void place(Need& need, SlotTable::Taken taken) {
+    need.slot = taken.slot;
+    need.stage = Stage::kReading;
+    need.arrival = record_.arrivals.size();
+    record_.arrivals.push_back({static_cast<int32_t>(need.expert), taken.slot, taken.evicted, false});
+    const LayerFiles& files = layer_.files;
+    const size_t places = files.fds.size() / layer_.experts, first = need.expert * places;
+    need.order.segments = pool_.segments;
+    need.order.slots = pool_.table.slots();
+    need.order.slot = taken.slot;
+    need.order.fds = std::span(files.fds).subspan(first, places);
+    need.order.offsets = std::span(files.offsets).subspan(first, places);
+    if (!files.crcs.empty()) need.order.crc = files.crcs[need.expert];
+    need.order.direct = stream_.direct_;
+    starting_.push_back(&need.order);
+  }
+
+  void submit_placed() {
+    if (starting_.empty()) return;
+    if (reading_.empty()) began_ = Clock::now();
+    stream_.crew_.submit(starting_, record_.hits.empty());
+    reading_.insert(reading_.end(), starting_.begin(), starting_.end());
+    starting_.clear();
+  }
+
+  void compute_resident() {
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kResident) need.stage = Stage::kReadable;
+    }
+    compute_readable();
+  }
+
+  // More experts than slots that may be given up: those that have been computed make room for the rest.
+  void place_in_spent() {
+    {
+      const std::lock_guard lock(stream_.mutex_);
+      for (Need& need : needs_) {
+        if (need.stage != Stage::kUnplaced) continue;
+        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [](const Need& n) {
+          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing;
+        });
+        if (spent == needs_.rend()) break;
+        pool_.table.clear(spent->slot);
+        place(need, {std::exchange(spent->slot, SlotTable::kNothing), key_of(*spent)});
+        --unplaced_;
+      }
+      if (starting_.empty()) {
+        unplaced_ = 0;
+        stream_.fail({.kind = PassFailure::kSlots, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}});
+      }
+    }
+    submit_placed();
+  }
+
+  void take_arrived() {
+    const auto stood = Clock::now();
+    const std::vector<ReadOrder*> done = stream_.crew_.await(reading_);
+    {
+      const std::lock_guard lock(stream_.mutex_);
+      record_.wait_seconds += seconds(Clock::now() - stood);
+      for (Need& need : needs_) {
+        if (std::find(done.begin(), done.end(), &need.order) == done.end()) continue;
+        ended_ = std::max(ended_, need.order.finished);
+        end_read(need, need.order.failure.has_value());
+      }
+      if (reading_.empty()) record_.read_seconds += seconds(std::max(ended_, began_) - began_);
+    }
+    if (failed_ == nullptr) return compute_readable();
+    // What is under way ends, what has not begun is left; then the first bad expert is told.
+    stream_.crew_.settle(reading_);
+    const std::lock_guard lock(stream_.mutex_);
+    for (Need& need : needs_) {
+      if (need.stage != Stage::kReading) continue;
+      const bool arrived = need.order.state == ReadOrder::State::kFinished;
+      end_read(need, !arrived || need.order.failure.has_value());
+    }
+    reading_.clear();
+    record_.read_seconds += seconds(Clock::now() - began_);
+    PassFailure failure{.kind = PassFailure::kRead,
+                        .layer = record_.layer,
+                        .expert = failed_->expert,
+                        .read = failed_->order.failure,
+                        .routes = {}};
+    stream_.fail(std::move(failure));
+  }
+
+  // Under the stream's lock: the expert is in its slot, or the slot is empty.
+  void end_read(Need& need, bool failed) {
+    if (failed) {
+      need.stage = Stage::kFailed;
+      record_.arrivals[need.arrival].failed = true;
+      if (need.order.failure && (failed_ == nullptr || need.expert < failed_->expert)) failed_ = &need;
+      return;
+    }
+    pool_.table.put(key_of(need), need.slot, record_.serial);
+    record_.bytes += pool_.record_bytes;
+    need.stage = Stage::kReadable;
+  }
+
+  void compute_readable() {
+    routes_.clear();
+    for (Need& need : needs_) {
+      if (need.stage != Stage::kReadable) continue;
+      for (size_t i = need.first; i < need.first + need.count; ++i) {
+        routes_.push_back(order_[i]);
+        slots_[order_[i]] = static_cast<uint32_t>(need.slot);
+      }
+    }
+    if (!routes_.empty()) compute_(routes_, slots_);
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kReadable) need.stage = Stage::kDone;
+    }
+  }
+
+  ExpertStream& stream_;
+  Layer& layer_;
+  Pool& pool_;
+  const Compute& compute_;
+  PassRecord record_{};
+  std::vector<uint32_t> order_;   // routes by expert
+  std::vector<uint32_t> slots_;   // by route
+  std::vector<uint32_t> routes_;  // to compute next
+  std::vector<Need> needs_;       // by expert, ascending; not moved once orders are placed
+  std::vector<ReadOrder*> starting_, reading_;
+  size_t unplaced_ = 0;
+  const Need* failed_ = nullptr;
+  Clock::time_point began_{}, ended_{};
+};
+
+size_t ExpertStream::add_pool(std::vector<Segment> segments, size_t slots, std::shared_ptr<const void> memory) {
+  const uint64_t bytes = check_segments(segments);
+  const std::lock_guard lock(mutex_);
+  pools_.push_back(std::make_unique<Pool>(Pool{std::move(segments), SlotTable(slots), bytes, std::move(memory)}));
+  return pools_.size() - 1;
+}
+
+size_t ExpertStream::add_layer(size_t pool, size_t experts, LayerFiles files) {
+  const std::lock_guard lock(mutex_);
+  Pool& owner = *pools_.at(pool);
+  const size_t places = experts == 0 ? 0 : files.fds.size() / experts;
+  if (experts == 0 || (places != 1 && places != owner.segments.size()) || files.fds.size() != experts * places ||
+      files.offsets.size() != files.fds.size() || (!files.crcs.empty() && files.crcs.size() != experts)) {
+    throw std::invalid_argument("a layer needs one fd and one offset per expert, or per expert and segment, and "
+                                "one crc per expert or none");
+  }
+  for (size_t expert = 0; expert < experts; ++expert) {
+    const int64_t slot = 0;
+    const Batch batch{.segments = owner.segments,
+                      .slots = owner.table.slots(),
+                      .targets = {&slot, 1},
+                      .fds = std::span<const int32_t>(files.fds).subspan(expert * places, places),
+                      .offsets = std::span<const int64_t>(files.offsets).subspan(expert * places, places),
+                      .crcs = std::nullopt,
+                      .threads = 1,
+                      .direct = direct_};
+    batch.check();
+  }
+  const int32_t first = owner.table.add_keys(experts);
+  layers_.push_back(std::make_unique<Layer>(Layer{pool, experts, first, std::move(files), std::vector<uint64_t>(experts, 0)}));
+  return layers_.size() - 1;
+}
+
+void ExpertStream::expect() {
+  const std::lock_guard lock(mutex_);
+  ++expected_;
+}
+
+void ExpertStream::wait() {
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [&] { return expected_ == 0; });
+}
+
+void ExpertStream::skip(bool on) {
+  const std::lock_guard lock(mutex_);
+  skipping_ = on;
+}
+
+void ExpertStream::observe(bool on) {
+  const std::lock_guard lock(mutex_);
+  observing_ = on;
+}
+
+void ExpertStream::deal(size_t pool, std::vector<Candidate> hand, uint64_t serial) {
+  const std::lock_guard lock(mutex_);
+  pools_.at(pool)->table.deal(std::move(hand), serial);
+}
+
+size_t ExpertStream::dealt(size_t pool) {
+  const std::lock_guard lock(mutex_);
+  return pools_.at(pool)->table.dealt();
+}
+
+void ExpertStream::set(size_t pool, int32_t slot, int32_t key) {
+  const std::lock_guard lock(mutex_);
+  SlotTable& table = pools_.at(pool)->table;
+  table.clear(slot);
+  if (key != SlotTable::kNothing) table.put(key, slot, ++serial_);
+}
+
+void ExpertStream::pin(size_t pool, int32_t slot) {
+  const std::lock_guard lock(mutex_);
+  SlotTable& table = pools_.at(pool)->table;
+  table.pin(slot);
+  table.touch(slot, ++serial_);
+}
+
+void ExpertStream::unpin_all() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& pool : pools_) pool->table.unpin_all();
+}
+
+std::vector<int32_t> ExpertStream::keys(size_t pool) {
+  const std::lock_guard lock(mutex_);
+  const SlotTable& table = pools_.at(pool)->table;
+  std::vector<int32_t> keys(table.slots());
+  for (size_t slot = 0; slot < keys.size(); ++slot) keys[slot] = table.key_in(static_cast<int32_t>(slot));
+  return keys;
+}
+
+Log ExpertStream::drain() {
+  const std::lock_guard lock(mutex_);
+  return {.serial = running_ ? *running_ - 1 : serial_, .passes = std::exchange(passes_, {}), .failure = failure_};
+}
+
+void ExpertStream::forgive() {
+  const std::lock_guard lock(mutex_);
+  failure_.reset();
+}
+
+void ExpertStream::fail(PassFailure failure) {
+  const std::string text = std::string("mach: ") + told(failure.kind);
+  failure_ = std::move(failure);
+  throw std::runtime_error(text);
+}
+
+bool ExpertStream::run(size_t layer, size_t k, std::span<const uint32_t> ids, const Compute& compute) {
+  const std::lock_guard turn(turn_);
+  struct Ending {
+    ExpertStream& stream;
+    ~Ending() {
+      const std::lock_guard lock(stream.mutex_);
+      if (--stream.expected_ == 0) stream.idle_.notify_all();
+    }
+  } ending{*this};
+  {
+    const std::lock_guard lock(mutex_);
+    if (skipping_) return false;
+    if (failure_) throw std::runtime_error(std::string("mach: ") + told(failure_->kind));
+  }
+  if (ids.empty()) return true;
+  Pass(*this, layer, k, ids, compute).run();
+  return true;
+}
+
+}  // namespace lme::stream
