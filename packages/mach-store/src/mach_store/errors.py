@@ -9,6 +9,7 @@ MachError (mach.errors)
     ├── ExpertReadError          the operating system refused a read
     ├── MemoryBudgetError        a budget is too small, or does not fit into the machine
     ├── NativeReaderMissingError the native extension cannot be imported and no fallback is allowed
+    ├── RoutesUnseenError        nobody sees which experts this store's tokens are routed to
     ├── SettingError             an environment variable holds a bad value
     └── DispatchCancelledError   the caller withdrew the request while a layer was being dispatched
 """
@@ -86,6 +87,10 @@ class MemoryBudgetError(StoreError):
 
 class NativeReaderMissingError(StoreError):
     """`lme_mlx_pread_ext` cannot be imported and the policy is `fail-fast`."""
+
+
+class RoutesUnseenError(StoreError):
+    """Routes were to be observed where nobody sees them; the message says what to load instead."""
 
 
 class SettingError(StoreError):
