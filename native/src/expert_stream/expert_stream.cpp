@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <new>
 #include <stdexcept>
-#include <string>
 #include <utility>
 
 namespace lme::stream {
@@ -11,27 +11,25 @@ namespace {
 
 double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
 
-const char* told(PassFailure::Kind kind) {
-  switch (kind) {
-    case PassFailure::kRead: return "an expert could not be read";
-    case PassFailure::kRoute: return "the router chose an expert that does not exist";
-    case PassFailure::kSlots: return "every slot of the bank is pinned";
-  }
-  return "";
-}
+// Unwinds a pass; never leaves this file.
+struct Failed {
+  PassFailure why;
+};
 
 }  // namespace
 
 // One run of a layer, from its ids to its last route.
 class ExpertStream::Pass {
  public:
-  Pass(ExpertStream& stream, size_t layer, size_t k, std::span<const uint32_t> ids, const Compute& compute)
+  Pass(ExpertStream& stream, size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids,
+       const Compute& compute)
       : stream_(stream),
         layer_(*stream.layers_[layer]),
         pool_(*stream.pools_[layer_.pool]),
         compute_(compute),
         slots_(ids.size(), 0) {
     record_.layer = layer;
+    record_.mark = mark;
     record_.k = k;
     sort_routes(ids);
     if (stream.observing_) record_.routes.assign(ids.begin(), ids.end());
@@ -94,7 +92,8 @@ class ExpertStream::Pass {
       PassFailure failure{.kind = PassFailure::kRoute, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}};
       for (const Need& need : needs_) failure.routes.push_back(need.expert);
       needs_.clear();
-      stream_.fail(std::move(failure));
+      record_.serial = ++stream_.serial_;
+      throw Failed{std::move(failure)};
     }
     record_.serial = ++stream_.serial_;
     stream_.running_ = record_.serial;
@@ -167,7 +166,7 @@ class ExpertStream::Pass {
       }
       if (starting_.empty()) {
         unplaced_ = 0;
-        stream_.fail({.kind = PassFailure::kSlots, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}});
+        throw Failed{{.kind = PassFailure::kSlots, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}}};
       }
     }
     submit_placed();
@@ -202,7 +201,7 @@ class ExpertStream::Pass {
                         .expert = failed_->expert,
                         .read = failed_->order.failure,
                         .routes = {}};
-    stream_.fail(std::move(failure));
+    throw Failed{std::move(failure)};
   }
 
   // Under the stream's lock: the expert is in its slot, or the slot is empty.
@@ -281,9 +280,15 @@ size_t ExpertStream::add_layer(size_t pool, size_t experts, LayerFiles files) {
   return layers_.size() - 1;
 }
 
-void ExpertStream::expect() {
-  const std::lock_guard lock(mutex_);
-  ++expected_;
+std::shared_ptr<void> ExpertStream::expect() {
+  {
+    const std::lock_guard lock(mutex_);
+    ++expected_;
+  }
+  return {nullptr, [this](void*) {
+            const std::lock_guard lock(mutex_);
+            if (--expected_ == 0) idle_.notify_all();
+          }};
 }
 
 void ExpertStream::wait() {
@@ -348,29 +353,25 @@ void ExpertStream::forgive() {
   failure_.reset();
 }
 
-void ExpertStream::fail(PassFailure failure) {
-  const std::string text = std::string("mach: ") + told(failure.kind);
-  failure_ = std::move(failure);
-  throw std::runtime_error(text);
-}
-
-bool ExpertStream::run(size_t layer, size_t k, std::span<const uint32_t> ids, const Compute& compute) {
+ExpertStream::Outcome ExpertStream::run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids,
+                                        const Compute& compute) {
   const std::lock_guard turn(turn_);
-  struct Ending {
-    ExpertStream& stream;
-    ~Ending() {
-      const std::lock_guard lock(stream.mutex_);
-      if (--stream.expected_ == 0) stream.idle_.notify_all();
-    }
-  } ending{*this};
   {
     const std::lock_guard lock(mutex_);
-    if (skipping_) return false;
-    if (failure_) throw std::runtime_error(std::string("mach: ") + told(failure_->kind));
+    if (skipping_) return Outcome::kSkipped;
+    if (failure_) return Outcome::kFailed;
   }
-  if (ids.empty()) return true;
-  Pass(*this, layer, k, ids, compute).run();
-  return true;
+  try {
+    Pass(*this, layer, mark, k, ids, compute).run();
+    return Outcome::kComputed;
+  } catch (Failed& failed) {
+    const std::lock_guard lock(mutex_);
+    failure_ = std::move(failed.why);
+  } catch (const std::bad_alloc&) {
+    const std::lock_guard lock(mutex_);
+    failure_ = PassFailure{.kind = PassFailure::kMemory, .layer = layer, .expert = 0, .read = {}, .routes = {}};
+  }
+  return Outcome::kFailed;
 }
 
 }  // namespace lme::stream

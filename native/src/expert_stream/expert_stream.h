@@ -53,8 +53,9 @@ class ExpertStream {
 
   // --- for whoever queues passes ---
 
-  // A pass has been queued, and `run` will be called for it.
-  void expect();
+  // A pass is being queued. It counts as queued or running as long as the ticket lives: whoever queues it may drop it
+  // without running it. The stream must outlive the ticket.
+  std::shared_ptr<void> expect();
   // Waits until no pass is queued or running.
   void wait();
   // While on, passes compute nothing and leave everything as it is: their results will be thrown away.
@@ -74,16 +75,17 @@ class ExpertStream {
   void unpin_all();
   std::vector<int32_t> keys(size_t pool);  // by slot
 
-  // The log since the last call. A failure stays, and every pass fails, until it is forgiven.
+  // The log since the last call. The first failure stays, and every pass fails, until it is forgiven.
   Log drain();
   void forgive();
 
   // --- for the thread that computes ---
 
-  // One pass: `ids` [tokens, k]. Calls `compute` for disjoint sets of routes, all together every one. False: it
-  // was to be skipped, and nothing was computed. Throws std::runtime_error when the pass failed; drain() tells
-  // more. Ends what `expect` announced.
-  bool run(size_t layer, size_t k, std::span<const uint32_t> ids, const Compute& compute);
+  enum class Outcome : uint8_t { kComputed, kSkipped, kFailed };
+
+  // One pass: `ids` [tokens, k]; its record has `mark`. Calls `compute` for disjoint sets of routes, all together every
+  // one. Otherwise the pass was to be skipped, or it failed and drain() says why; some routes may be missing then.
+  Outcome run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids, const Compute& compute);
 
  private:
   struct Pool {
@@ -100,7 +102,6 @@ class ExpertStream {
   };
   class Pass;
 
-  [[noreturn]] void fail(PassFailure failure);
 
   const bool direct_;
   std::mutex turn_;  // held by the thread that runs a pass, all the while; nobody else takes it

@@ -20,6 +20,7 @@ struct Arrival {
 // One layer's part in one forward pass.
 struct PassRecord {
   uint64_t serial = 0;
+  uint64_t mark = 0;  // the caller's own
   size_t layer = 0;  // as numbered by ExpertStream::add_layer
   size_t k = 0;
   std::vector<uint32_t> routes;    // [tokens, k]; empty unless observed
@@ -32,7 +33,7 @@ struct PassRecord {
 
 // Why a pass came to nothing.
 struct PassFailure {
-  enum Kind { kRead, kRoute, kSlots } kind;
+  enum Kind { kRead, kRoute, kSlots, kMemory } kind;
   size_t layer;
   uint32_t expert = 0;           // kRead
   std::optional<Failure> read;   // kRead

@@ -7,8 +7,8 @@ from lme_cpu_kernels import ExpertProduct
 Arrival = tuple[int, int, int, bool]
 """(expert, slot, key that was evicted from it or -1, whether the read failed and the slot is empty)."""
 
-Pass = tuple[int, int, list[int], list[Arrival], int, bytes | None, int, float, float]
-"""(layer, serial, distinct experts that were there, arrivals in order, k, routes, bytes, reading, waiting).
+Pass = tuple[int, int, int, list[int], list[Arrival], int, bytes | None, int, float, float]
+"""(layer, mark, serial, distinct experts that were there, arrivals in order, k, routes, bytes, reading, waiting).
 
 The routes are uint32 [tokens, k] if they are observed. Bytes were read from disk; reading and waiting are seconds:
 from the first read's beginning to the last one's end, and in which nothing was computed because of them.
@@ -17,14 +17,16 @@ from the first read's beginning to the last one's end, and in which nothing was 
 class StreamedLayer:
     """A layer's routed experts, lazily."""
 
-    def __call__(self, x: mx.array, ids: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, ids: mx.array, mark: int) -> mx.array:
         """x [..., hidden] float32, ids [..., k] int32 or uint32 → [..., k, hidden] float32.
 
-        Looks experts up when it is evaluated, whatever the graph was built with.
+        The log of the pass has `mark`, which means nothing here.
+
+        Looks experts up when it is evaluated, whatever the graph was built with. A pass that fails, and every one
+        after it, gives NaN: ask `ExpertStream.drain` before a result is used.
 
         Raises:
             ValueError: a dtype or shape is not as described.
-            RuntimeError: at evaluation; this pass failed or one before it, see `ExpertStream.drain`.
         """
 
 class ExpertStream:
@@ -98,8 +100,9 @@ class ExpertStream:
     def drain(self) -> tuple[int, list[Pass], Mapping[str, Any] | None]:
         """Everything since the last call: (serial, passes, failure); what was used up to `serial` is told.
 
+
         A failure stays until `forgive`, and passes fail until then. Its keys: "kind" ("read", "checksum",
-        "route" or "slots") and "layer"; "expert" and the fields of `ReadError` or `ChecksumError`; "routes",
+        "route", "slots" or "memory") and "layer"; "expert" and the fields of `ReadError` or `ChecksumError`; "routes",
         the distinct ids.
         """
 

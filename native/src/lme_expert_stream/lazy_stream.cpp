@@ -1,6 +1,7 @@
 #include "lazy_stream.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -13,16 +14,16 @@ namespace {
 
 class StreamPrimitive : public LazyOperation {
  public:
-  StreamPrimitive(mx::Stream on, std::shared_ptr<ExpertStream> stream, size_t layer,
+  StreamPrimitive(mx::Stream on, std::shared_ptr<ExpertStream> stream, size_t layer, uint64_t mark,
                   std::shared_ptr<const ExpertProduct::Held> product)
-      : LazyOperation(on), stream_(std::move(stream)), layer_(layer), product_(std::move(product)) {}
+      : LazyOperation(on), stream_(std::move(stream)), layer_(layer), mark_(mark), product_(std::move(product)) {}
   const char* name() const override { return "lme_expert_stream.StreamedLayer"; }
 
  private:
   void enqueue(mx::cpu::CommandEncoder& encoder, const std::vector<mx::array>& inputs, float* out) override {
     const size_t floats = inputs[1].size() * product_->experts.down.rows;
-    stream_->expect();
-    encoder.dispatch([stream = stream_, layer = layer_, product = product_, x = StridedRows<float>(inputs[0]),
+    // The ticket goes with the task, whether MLX runs it or drops it.
+    encoder.dispatch([stream = stream_, ticket = stream_->expect(), layer = layer_, mark = mark_, product = product_, x = StridedRows<float>(inputs[0]),
                       ids = StridedRows<uint32_t>(inputs[1]), out, floats] {
       const std::vector<uint32_t> routes = ids.values();
       std::vector<float> copy;
@@ -37,12 +38,21 @@ class StreamPrimitive : public LazyOperation {
                            .kernels = product->kernels,
                            .threads = product->threads});
       };
-      if (!stream->run(layer, ids.width(), routes, compute)) std::fill_n(out, floats, 0.0f);
+      // A task of MLX's must not throw: what is queued behind it would be dropped, and waits for that hang. Nobody
+      // takes NaN for a result, and whoever looks at one asks the stream first.
+      switch (stream->run(layer, mark, ids.width(), routes, compute)) {
+        case ExpertStream::Outcome::kComputed: break;
+        case ExpertStream::Outcome::kSkipped: std::fill_n(out, floats, 0.0f); break;
+        case ExpertStream::Outcome::kFailed:
+          std::fill_n(out, floats, std::numeric_limits<float>::quiet_NaN());
+          break;
+      }
     });
   }
 
   std::shared_ptr<ExpertStream> stream_;
   size_t layer_;
+  uint64_t mark_;
   std::shared_ptr<const ExpertProduct::Held> product_;
 };
 
@@ -57,7 +67,7 @@ StreamedLayer::StreamedLayer(std::shared_ptr<ExpertStream> stream, size_t layer,
   }
 }
 
-mx::array StreamedLayer::operator()(const mx::array& x, const mx::array& ids) const {
+mx::array StreamedLayer::operator()(const mx::array& x, const mx::array& ids, uint64_t mark) const {
   const size_t columns = product_->experts.gate.columns;
   if (x.dtype() != mx::float32) refuse("x is ", x.dtype(), ", not float32");
   if (x.ndim() == 0 || static_cast<size_t>(x.shape(-1)) != columns) {
@@ -73,7 +83,7 @@ mx::array StreamedLayer::operator()(const mx::array& x, const mx::array& ids) co
   mx::Shape shape = ids.shape();
   shape.push_back(static_cast<int>(product_->experts.down.rows));
   return mx::array(std::move(shape), mx::float32,
-                   std::make_shared<StreamPrimitive>(cpu_stream(), stream_, layer_, product_), {x, ids});
+                   std::make_shared<StreamPrimitive>(cpu_stream(), stream_, layer_, mark, product_), {x, ids});
 }
 
 }  // namespace lme::stream

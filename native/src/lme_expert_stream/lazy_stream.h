@@ -19,8 +19,8 @@ class StreamedLayer {
   // Throws std::invalid_argument when the product's slots are not those of the layer's pool.
   StreamedLayer(std::shared_ptr<ExpertStream> stream, size_t layer, const ExpertProduct& product);
 
-  // x [..., hidden] float32, ids [..., k] int32 or uint32 → [..., k, hidden].
-  mlx::core::array operator()(const mlx::core::array& x, const mlx::core::array& ids) const;
+  // x [..., hidden] float32, ids [..., k] int32 or uint32 → [..., k, hidden]. The pass's record has `mark`.
+  mlx::core::array operator()(const mlx::core::array& x, const mlx::core::array& ids, uint64_t mark) const;
 
  private:
   std::shared_ptr<ExpertStream> stream_;

@@ -35,6 +35,8 @@ nb::object failure_of(const std::optional<lme::stream::PassFailure>& failure) {
     told["routes"] = failure->routes;
   } else if (failure->kind == Kind::kSlots) {
     told["kind"] = "slots";
+  } else if (failure->kind == Kind::kMemory) {
+    told["kind"] = "memory";
   } else {
     const lme::Failure& read = *failure->read;
     told["expert"] = failure->expert;
@@ -63,7 +65,7 @@ nb::tuple log_of(const lme::stream::Log& log) {
     if (!pass.routes.empty()) {
       routes = nb::bytes(reinterpret_cast<const char*>(pass.routes.data()), pass.routes.size() * sizeof(uint32_t));
     }
-    passes.append(nb::make_tuple(pass.layer, pass.serial, pass.hits, arrivals, pass.k, routes, pass.bytes,
+    passes.append(nb::make_tuple(pass.layer, pass.mark, pass.serial, pass.hits, arrivals, pass.k, routes, pass.bytes,
                                 pass.read_seconds, pass.wait_seconds));
   }
   return nb::make_tuple(log.serial, passes, failure_of(log.failure));
@@ -169,7 +171,7 @@ NB_MODULE(_ext, m) {
   nb::module_::import_("lme_cpu_kernels");  // likewise ExpertProduct
 
   nb::class_<StreamedLayer>(m, "StreamedLayer")
-      .def("__call__", &StreamedLayer::operator(), nb::arg("x"), nb::arg("ids"));
+      .def("__call__", &StreamedLayer::operator(), nb::arg("x"), nb::arg("ids"), nb::arg("mark"));
 
   nb::class_<Door>(m, "ExpertStream")
       .def(nb::init<size_t, bool>(), nb::kw_only(), nb::arg("threads"), nb::arg("direct"))

@@ -137,7 +137,13 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
     ) -> Engine:
         vocabulary = len(tokenizer)
         store = SimpleNamespace(
-            totals=LayerCounters, host_free=request.param, abandon=lambda: None, cancelled=None
+            totals=LayerCounters,
+            host_free=request.param,
+            decodes_ahead=request.param,
+            sync=lambda: None,
+            quiesce=lambda: None,
+            abandon=lambda: None,
+            cancelled=None,
         )
         loaded = SimpleNamespace(
             model=ScriptedModel(script, prompt, vocabulary),

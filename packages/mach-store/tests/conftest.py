@@ -279,14 +279,16 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
 def build() -> Callable[..., Any]:
     """A function (checkpoint directory, store) → the model with its experts in the store."""
 
-    def make(directory: Path, store: Any, *, dispatch: str = "gather", transient_min_tokens: int = 32) -> Any:
+    def make(
+        directory: Path, store: Any, *, dispatch: str = "gather", transient_min_tokens: int = 32, **options: Any
+    ) -> Any:
         inspection = inspect_checkpoint(directory)
 
         def swap(layer: int, original: Any) -> Any:
             if dispatch == "disk":
                 return DiskSwitchGLU(store, layer, original.activation)
             return GatherSwitchGLU(
-                store, layer, original.activation, transient_min_tokens=transient_min_tokens
+                store, layer, original.activation, transient_min_tokens=transient_min_tokens, **options
             )
 
         return build_model(directory, inspection.adapter, inspection.shape.moe_layers, swap)[0]

@@ -29,6 +29,12 @@ class EvictionPolicy(Protocol):
     def victim(self, pinned: Container[Key]) -> Key | None:
         """The expert to give up next, never one of `pinned`; None when every expert is pinned."""
 
+    def candidates(self, count: int, pinned: Container[Key]) -> list[Key]:
+        """The next `count` experts to give up, in order: what `victim` and `remove` in turn would give.
+
+        Fewer where all others are pinned. Nothing is changed: asking has no effect on later answers.
+        """
+
 
 class LruPolicy:
     """Least recently used over all layers, with a floor per layer.
@@ -69,6 +75,25 @@ class LruPolicy:
     def victim(self, pinned: Container[Key]) -> Key | None:
         """See `EvictionPolicy`."""
         return self._oldest(pinned, respect_floors=True) or self._oldest(pinned, respect_floors=False)
+
+    def candidates(self, count: int, pinned: Container[Key]) -> list[Key]:
+        """See `EvictionPolicy`."""
+        chosen: dict[Key, None] = {}
+        for floors in (self._floors, dict.fromkeys(self._floors, 0)):
+            oldest = []
+            for layer, order in self._orders.items():
+                left = len(order) - floors[layer] - sum(key[0] == layer for key in chosen)
+                for expert, time in order.items():
+                    if left <= 0:
+                        break
+                    if (layer, expert) not in pinned and (layer, expert) not in chosen:
+                        oldest.append((time, layer, expert))
+                        left -= 1
+            for _, layer, expert in sorted(oldest):
+                if len(chosen) == count:
+                    break
+                chosen[layer, expert] = None
+        return list(chosen)
 
     def _oldest(self, pinned: Container[Key], *, respect_floors: bool) -> Key | None:
         best: Key | None = None

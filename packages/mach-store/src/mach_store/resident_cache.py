@@ -40,11 +40,12 @@ class ResidentStackedExpertCache:
         layers: model index → its experts.
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"stacked"`, for reports.
-        host_free: a forward pass never waits for the host.
+        host_free, decodes_ahead: a forward pass never waits for the host.
     """
 
     residency = "stacked"
     host_free = True
+    decodes_ahead = True
 
     def __init__(self, inspection: CheckpointInspection, compute: mx.Dtype) -> None:
         """Load every expert, layer by layer, in the dtype the compute device wants.
@@ -120,6 +121,12 @@ class ResidentStackedExpertCache:
             RoutedPass(layer, np.array(indices).reshape(-1, indices.shape[-1]).astype(np.uint16))
             for layer, indices in routed
         ]
+
+    def sync(self) -> None:
+        """Nothing runs behind the host's back: for symmetry with `BankCache`."""
+
+    def quiesce(self) -> None:
+        """As `sync`."""
 
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""

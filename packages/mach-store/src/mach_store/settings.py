@@ -17,6 +17,8 @@ class StoreSettings:
 
     Attributes:
         use_gather_dispatch: `LME_USE_GATHER_DISPATCH`; False selects the slot-by-slot reference.
+        in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where native
+            kernels compute; False stops for the host in every layer.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE).
@@ -31,6 +33,7 @@ class StoreSettings:
     """
 
     use_gather_dispatch: bool = True
+    in_graph_dispatch: bool = True
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
     direct_io: bool = False
@@ -54,6 +57,7 @@ class StoreSettings:
             raise SettingError("LME_FALLBACK_POLICY", policy, " or ".join(FALLBACK_POLICIES))
         return cls(
             use_gather_dispatch=_flag(environment, "LME_USE_GATHER_DISPATCH", default.use_gather_dispatch),
+            in_graph_dispatch=_flag(environment, "LME_IN_GRAPH_DISPATCH", default.in_graph_dispatch),
             fallback_policy=policy,
             read_threads=_integer(environment, "LME_READ_THREADS", default.read_threads, 1, 64),
             direct_io=_flag(environment, "LME_DIRECT_IO", default.direct_io),
