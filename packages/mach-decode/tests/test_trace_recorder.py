@@ -191,7 +191,7 @@ def test_an_answer_that_breaks_off_is_there_as_far_as_it_came(open_engine, recor
     assert events[-1] == AnswerEnded(True)
 
 
-def test_layers_out_of_turn_end_the_recording(open_engine, record) -> None:
+def test_layers_out_of_turn_end_the_recording(open_engine, record, tmp_path) -> None:
     engine, told = open_engine(12), []
     recorder = record(engine, told=told.append)
     recorder.answer_began(1)
@@ -199,6 +199,9 @@ def test_layers_out_of_turn_end_the_recording(open_engine, record) -> None:
     assert told == ["layer 2 was computed out of turn"]
     assert recorder.state == "error"
     answer(engine)
+    events, reader = events_of(tmp_path / "run.trace")
+    assert events == [AnswerBegan(1)]
+    assert reader.ending.ended == "error"
 
 
 def _routed(layer: int) -> RoutedPass:

@@ -60,7 +60,7 @@ class TraceRecorder:
             if new_pass:
                 self._end_pass()
             if at != len(self._pass) or (self._pass and len(ids) != len(self._pass[0])):
-                self._end("error", f"layer {layer} was computed out of turn")
+                self._end("error", f"layer {layer} was computed out of turn", writable=True)
                 return
             self._prefill = prefill
             self._pass.append(ids)
@@ -98,7 +98,7 @@ class TraceRecorder:
         return {
             "state": self.state,
             "reason": self.reason or None,
-            "file": writer.path if self.state in ("finished", "limit") else writer.partial,
+            "file": writer.path if writer.finished else writer.partial,
             "bytes": writer.nbytes,
             "limit_bytes": writer.max_bytes,
             "answers": self._answers,
@@ -117,16 +117,16 @@ class TraceRecorder:
         try:
             self._writer.add(event)
             if self._writer.full:
-                self._end("limit", f"the trace has its {self._writer.max_bytes} bytes")
+                self._end("limit", f"the trace has its {self._writer.max_bytes} bytes", writable=True)
         except TraceWriteError as error:
-            self._end("error", str(error))
+            self._end("error", str(error), writable=False)
 
-    def _end(self, state: Literal["limit", "error"], reason: str) -> None:
+    def _end(self, state: Literal["limit", "error"], reason: str, *, writable: bool) -> None:
         self.state, self.reason = state, reason
         self._observers.remove(self)
         try:
-            if state == "limit":
-                self._writer.finish()
+            if writable:
+                self._writer.finish(state)
             else:
                 self._writer.abandon()
         except TraceWriteError as error:

@@ -47,6 +47,7 @@ class TraceWriter:
         partial: its name until then.
         nbytes: bytes written so far.
         max_bytes: the file never becomes larger; None is no limit.
+        finished: whether the trace has its name.
         full: whether the byte limit keeps the trace from growing.
     """
 
@@ -72,7 +73,7 @@ class TraceWriter:
         assert not header.contradiction(), header.contradiction()
         self.path, self.partial = path, path + PARTIAL
         self.header = header
-        self.nbytes, self.full = 0, False
+        self.nbytes, self.full, self.finished = 0, False, False
         self.max_bytes = max_bytes
         self._blocks = self._answers = self._passes = self._routes = 0
         self._events: list[Event] = []
@@ -168,6 +169,7 @@ class TraceWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             os.rename(self.partial, self.path)
+            self.finished = True
             fsync_directory(os.path.dirname(os.path.abspath(self.path)))
         except OSError as error:
             raise self._failed(error) from error
