@@ -89,6 +89,11 @@ class Generation:
         self._began = time.perf_counter()
         self._first_token = self._last_token = 0.0
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether the next step processes a chunk of the prompt."""
+        return self._prefilled < len(self.request.prompt) - 1
+
     def step(self) -> StepEvent:
         """Process one chunk of the prompt, or generate one token."""
         assert not self.finished, "a finished generation is not stepped"
@@ -96,7 +101,7 @@ class Generation:
             self._prompt_told = True
             first = TokenLogprob(token=self.request.prompt[0], logprob=None)
             return StepEvent(prompt_logprobs=self._placed([first]))
-        if self._prefilled < len(self.request.prompt) - 1:
+        if self.prefilling:
             return self._prefill_chunk()
         if self._limit == 0:
             return self._finish("length", None, "")
