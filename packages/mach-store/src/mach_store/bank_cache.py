@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -15,12 +16,14 @@ from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import BankResizeError, DispatchCancelledError
+from mach_store.eviction import DEFAULT_POLICY
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass
 from mach_store.scatter_reader import ScatterReader
 
@@ -49,6 +52,7 @@ class BankCache:
         layers: model index → that layer's view.
         form: how experts lie in memory.
         residency: `"streaming"` or the form's own name, for reports.
+        policy: the name of what chooses who leaves.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class BankCache:
         compute: mx.Dtype,
         scratch_experts: int = 16,
         form: BankForm | None = None,
+        policy: str = DEFAULT_POLICY,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -72,6 +77,7 @@ class BankCache:
             compute: dtype of the activations.
             scratch_experts: experts that the arena for transient prefill holds at once.
             form: how experts lie in memory; None is as they are stored.
+            policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -84,6 +90,7 @@ class BankCache:
         self._held: list[mx.array] = []
         self._routed: list[RoutedPass] | None = None
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
+        self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
@@ -103,12 +110,13 @@ class BankCache:
         self.layers: dict[int, LayerExpertBank] = {}
         for schema, members in groups.items():
             layers = dict.fromkeys(members, source.num_experts)
-            pool = ExpertPool(schema, layers, slots[schema], top_k, self.form)
+            pool = ExpertPool(schema, layers, slots[schema], top_k, self.form, policy)
             self._pools.append(pool)
             for layer in members:
                 self.layers[layer] = LayerExpertBank(layer, pool, source, reader)
         self.total_bytes, self.least_bytes = self._sizes.total_bytes, self._sizes.least_bytes
         self.declared_bytes = budget_bytes
+        self.policy = policy
         self.resize_refusal = page_return.refusal()
         self.given_up = 0
 
@@ -201,6 +209,24 @@ class BankCache:
             self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
         return self._scratch[schema]
 
+    def begin_read(
+        self,
+        bank: LayerExpertBank,
+        arrays: ExpertArrays,
+        experts: Sequence[int],
+        slots: Sequence[int],
+        *,
+        ahead: bool,
+    ) -> Reading:
+        """Have `experts` of `bank` read into `slots` of `arrays`; finish or drop it before the next call.
+
+        With `ahead` a thread of its own reads, while the caller computes with other slots. Where that cannot
+        be (bf16_streaming dequantises with MLX, which belongs to the caller's thread), and without `ahead`,
+        the caller itself reads when it finishes.
+        """
+        read = partial(bank.read, arrays, experts, slots)
+        return self._read_ahead.begin(read) if ahead and arrays.reads_anywhere else DeferredReading(read)
+
     def computable(
         self, bank: LayerExpertBank, slot_of: dict[int, int]
     ) -> tuple[ExpertTensors, dict[int, int]]:
@@ -273,7 +299,7 @@ class BankCache:
         """What `/v1/cache/stats` reports as `streaming_summary`."""
         return {
             "residency": self.residency,
-            "policy": self._pools[0].policy.name,
+            "policy": self.policy,
             "budget_bytes": self.budget_bytes,
             "declared_budget_bytes": self.declared_bytes,
             "resizable": self.resize_refusal is None,
@@ -309,8 +335,9 @@ class BankCache:
             pool.check()
 
     def close(self) -> None:
-        """Finish what is held and close the files."""
+        """Finish what is held, end the thread that reads ahead, and close the files."""
         self.release()
+        self._read_ahead.close()
         self.source.close()
 
 
