@@ -1,7 +1,8 @@
 """Owns a bank without memory: the engine's own pools and rules, stepped through a trace.
 
-What is decided here again, because the engine decides it amid its reads: which passes go past the bank and what
-they leave in it (`gather_switch_glu`, `transient_prefill`). `tests/test_trace_replay.py` holds the two together.
+What is decided here again, because the engine decides it amid its graphs: which passes go past the bank
+(`gather_switch_glu`), and in which order a pass touches and lets in (`layer_bank`). A test, in
+`tests/test_trace_replay.py`, holds the two together.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_pool import ExpertPool
+from mach_store.prefill_plan import prefill_plan
 from mach_store.trace.bank_tally import BankTally
 from mach_store.trace.layer_steps import LayerStep
 from mach_store.trace.trace_header import TraceHeader
@@ -54,6 +56,7 @@ class BankReplay:
         self.tally = BankTally(len(header.layers))
         run, form = header.run, cast(BankForm, _NoMemory(header.run.narrow))
         self._top_k, self._transient_min_tokens = header.top_k, run.transient_min_tokens
+        self._arena_rows = run.scratch_experts
         self._most_at_once = run.scratch_experts if run.narrow else header.experts
         schema = cast(RecordSchema, None)  # a pool only hands it on to its form
         pools = []
@@ -79,18 +82,12 @@ class BankReplay:
             self.tally.count(step.at, prefill=step.prefill, hits=hits, misses=len(step.experts) - hits)
 
     def _transient(self, pool: ExpertPool, step: LayerStep) -> None:
-        table, at = pool.table, step.at
-        missing = [expert for expert in step.hottest_first if (at, expert) not in table]
-        room = max(0, min(pool.free, pool.share - pool.occupancy[at]))
-        past = missing[room:]
-        through_bank = sorted(set(step.experts).difference(past))
-        most = min(self._most_at_once, max(1, len(through_bank)))
-        for first in range(0, len(through_bank), most):
-            self._acquire(pool, at, through_bank[first : first + most])
-        self.tally.transient_reads += len(past)
-        self.tally.count(
-            at, prefill=step.prefill, hits=len(step.experts) - len(missing), misses=len(missing)
-        )
+        plan = prefill_plan(pool, step.at, step.hottest_first, self._arena_rows)
+        hits = 0
+        for batch in (*plan.present, *plan.filling):
+            hits += self._acquire(pool, step.at, batch)
+        self.tally.transient_reads += len(plan.past)
+        self.tally.count(step.at, prefill=step.prefill, hits=hits, misses=len(step.experts) - hits)
 
     def _acquire(self, pool: ExpertPool, at: int, experts: list[int]) -> int:
         """Pin `experts`, let in those that are missing, and return how many were there."""

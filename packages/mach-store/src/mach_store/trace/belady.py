@@ -1,24 +1,25 @@
 """Owns the optimum: how few misses a bank of some size can have, knowing the whole trace.
 
-Belady's MIN gives up what is needed again last (Belady, "A study of replacement algorithms for a virtual-storage
-computer", IBM Systems Journal 5 (2), 1966). Here a request is a pass's experts of one layer, which must be in the
-bank together: what the pass needs is pinned, and of the rest the farthest next use goes. That is exact, because a
-request of several experts is MIN's on the sequence that names each of them twice.
+Belady's MIN gives up what is needed again last (Belady, "A study of replacement algorithms for a
+virtual-storage computer", IBM Systems Journal 5 (2), 1966). Here a request is a pass's experts of one layer,
+which must be in the bank together: what the pass needs is pinned, and of the rest the farthest next use goes.
+That is exact, because it is what MIN does on the sequence that names each expert of a request twice.
 
-A pass that goes past the bank (a long one) may leave there whatever serves best, also nothing. The engine leaves the
-bank alone then but for its free slots, so where a trace has such passes this is a bound that no policy reaches;
-for decode passes alone it is what the best policy could do.
+A pass that goes past the bank (a long one) may leave there whatever serves best, also nothing. The engine
+leaves the bank alone then but for its free slots, so where a trace has such passes this is a bound that no
+policy reaches; for decode passes alone it is what the best policy could do.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mach_store.trace.bank_sizes import is_whole
 from mach_store.trace.bank_tally import BankTally
 from mach_store.trace.layer_steps import LayerStep
 from mach_store.trace.trace_header import TraceHeader
@@ -37,10 +38,9 @@ class BeladyReplay:
         self._pools[self._header.pools[step.at]].add(step, step.at * self._header.experts)
 
     def least_misses(self, slots: Sequence[int]) -> BankTally:
-        """What the optimum makes of the steps. Args: slots: for each pool."""
+        """What the optimum makes of the steps; its evictions are not counted. Args: slots: for each pool."""
         tally = BankTally(len(self._header.layers))
-        counts = [self._header.pools.count(number) for number in range(len(slots))]
-        whole = all(n >= self._header.experts * c for n, c in zip(slots, counts, strict=True))
+        whole = is_whole(self._header, slots)
         for number, steps in enumerate(self._pools):
             layers = self._header.pools.count(number)
             room = max(self._header.top_k, slots[number] // layers)
@@ -95,13 +95,15 @@ def _optimum(
             following = next_uses[place]
             bank[key] = following
             heappush(heap, key - following * span)
+        if len(heap) > 4 * (len(bank) + len(needed)):  # else the past of long traces would stay in it
+            heap = [key - following * span for key, following in bank.items()]
+            heapify(heap)
         misses = 0 if whole else len(needed) - hits
         at = needed[0] // experts
         tally.count(at, prefill=bool(steps.prefill[number]), hits=len(needed) - misses, misses=misses)
         past = steps.tokens[number] >= transient or len(needed) > room
         pinned = frozenset() if past else frozenset(needed)
         aside = []
-        before = len(bank)
         while len(bank) > slots:
             entry = heappop(heap)
             key = entry % span
@@ -111,7 +113,6 @@ def _optimum(
                 aside.append(entry)
             else:
                 del bank[key]
-        tally.evictions += before - len(bank)
         for entry in aside:
             heappush(heap, entry)
         begin = end
