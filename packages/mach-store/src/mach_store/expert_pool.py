@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
 from mach_store.eviction import EvictionPolicy, Key, LruPolicy
+from mach_store.pool_shape import PoolShape
 
 
 class ExpertPool:
@@ -14,6 +15,7 @@ class ExpertPool:
 
     Attributes:
         schema: the experts as stored.
+        shape: its sizes.
         arrays: the memory.
         narrow: whether it must be widened before it is computed with.
         table: (layer, expert) → slot, for experts that are readable.
@@ -32,16 +34,22 @@ class ExpertPool:
     ) -> None:
         """Allocate `slots` slots for `layers` (model index → number of experts)."""
         self.schema, self.slots = schema, slots
-        self.share = slots // len(layers)
-        self.whole = slots >= sum(layers.values())
+        self.shape = PoolShape(
+            layers=dict(layers),
+            slots=slots,
+            slot_bytes=form.slot_bytes(schema),
+            top_k=top_k,
+            policy=LruPolicy,
+        )
+        self.share = self.shape.share
+        self.whole = slots >= self.shape.most
         self.narrow = form.narrow
         self.arrays = form.bank(schema, slots)
         self.table: dict[Key, int] = {}
         self.present = {layer: bytearray(experts) for layer, experts in layers.items()}
         self.pinned: set[Key] = set()
         self.occupancy = dict.fromkeys(layers, 0)
-        floor = max(top_k, self.share // 2)
-        self.policy: EvictionPolicy = LruPolicy(dict.fromkeys(layers, floor))
+        self.policy: EvictionPolicy = self.shape.new_policy()
         self._free = list(range(slots - 1, -1, -1))
 
     @property
