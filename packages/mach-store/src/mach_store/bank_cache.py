@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import mlx.core as mx
@@ -132,8 +133,8 @@ class BankCache:
 
     @property
     def shapes(self) -> list[PoolShape]:
-        """The sizes of its pools."""
-        return [pool.shape for pool in self._pools]
+        """The sizes of its pools as they are now."""
+        return [replace(pool.shape, slots=pool.slots) for pool in self._pools]
 
     @property
     def whole(self) -> bool:
