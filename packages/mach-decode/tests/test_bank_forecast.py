@@ -5,7 +5,6 @@ from mach_decode.bank_forecast import BURST_STRETCHES, STRETCH_TOKENS, BankForec
 from mach_decode.errors import GenerationCancelledError
 from mach_decode.request import GenerationRequest
 from mach_decode.sampling import SamplingParams
-from mach_store.bank_cache import BankCache
 from mach_store.counters import LayerCounters
 
 BURST = STRETCH_TOKENS * BURST_STRETCHES
@@ -151,19 +150,22 @@ def test_an_answer_that_breaks_off_leaves_its_last_tokens_out(endless) -> None:
     assert endless.forecast._times.tokens == 5
 
 
-def test_a_bank_of_another_size_gets_a_curve_of_its_own(endless, monkeypatch) -> None:
-    answer(endless, 20)
-    assert endless.forecast.as_dict()["tokens"] == 19
-    for pool in endless.store._pools:
-        monkeypatch.setattr(pool, "slots", 9)
-    answer(endless, 5)
-    told = endless.forecast.as_dict()
-    assert told["points"][1]["bank_slots"] == 9
-    assert told["tokens"] == 4
-    monkeypatch.setattr(BankCache, "whole", property(lambda bank: True))
-    answer(endless, 5)
-    assert not followed(endless)
-    assert endless.forecast.as_dict() == {"points": None, "reason": bank_forecast.WHOLE}
+def test_a_bank_that_is_resized_gets_a_curve_of_its_own(open_engine) -> None:
+    engine = open_engine()
+    engine.end_tokens = frozenset()
+    slot, everything = engine.store.nbytes // 24, engine.store.budget_bytes
+    assert engine.forecast.as_dict() == {"points": None, "reason": bank_forecast.WHOLE}
+    for slots in (12, 9):
+        engine.store.resize(slots * slot)
+        answer(engine, 20)
+        told = engine.forecast.as_dict()
+        assert told["points"][1]["bank_slots"] == slots
+        assert told["tokens"] < 20
+        assert followed(engine)
+    engine.store.resize(everything)
+    answer(engine, 5)
+    assert not followed(engine)
+    assert engine.forecast.as_dict() == {"points": None, "reason": bank_forecast.WHOLE}
 
 
 def test_with_every_expert_in_memory_there_is_none_and_the_host_sees_no_routes(open_engine, stacked) -> None:

@@ -185,10 +185,13 @@ class BankForecast:
         if bank.whole or (self._follower is not None and self._follower.slots != bank.slots):
             self._follow(False)
             self._follower = None
-        if not bank.whole:
-            self._follower = self._follower or _Follower(bank, self._clock)
-            if not self._following or self._burst >= BURST_STRETCHES:
-                self._follow(self._times.followed <= MOST_COST * self._times.seconds)
+        if bank.whole:
+            return
+        if self._follower is None:
+            self._follower = _Follower(bank, self._clock)
+            self._follow(True)
+        elif not self._following or self._burst >= BURST_STRETCHES:
+            self._follow(self._times.followed <= MOST_COST * self._times.seconds)
 
     def _follow(self, on: bool) -> None:
         if on == self._following:

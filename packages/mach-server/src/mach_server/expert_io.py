@@ -10,8 +10,8 @@ from mach_decode.request import GenerationFigures
 class ExpertIO(msgspec.Struct, frozen=True, kw_only=True):
     """An extension of every API's usage, over prompt and answer; docs/api.md describes the fields.
 
-    Milliseconds are rounded to thousandths. Where every expert is in memory, nothing is missed, read or waited
-    for; mlx-lm's own experts are not counted as hits.
+    Milliseconds are rounded to thousandths. Where every expert is in memory nothing is missed, read or waited
+    for; mlx-lm's own experts are not counted, not even as hits.
     """
 
     hits: int

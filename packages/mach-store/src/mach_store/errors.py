@@ -8,6 +8,7 @@ MachError (mach.errors)
     │   └── PlanError            a keep list is malformed, or does not fit the checkpoint
     ├── ExpertReadError          the operating system refused a read
     ├── MemoryBudgetError        a budget is too small, or does not fit into the machine
+    ├── BankResizeError          a bank's memory cannot be given back while it is in use
     ├── NativeReaderMissingError the native extension cannot be imported and no fallback is allowed
     ├── RoutesUnseenError        nobody sees which experts this store's tokens are routed to
     ├── SettingError             an environment variable holds a bad value
@@ -83,6 +84,10 @@ class MemoryBudgetError(StoreError):
     def __init__(self, message: str, *, needed: int, available: int) -> None:
         super().__init__(message)
         self.needed, self.available = needed, available
+
+
+class BankResizeError(StoreError):
+    """A bank cannot give memory back while it is in use: not on this system, or the system refused."""
 
 
 class NativeReaderMissingError(StoreError):

@@ -60,6 +60,10 @@ class LayerExpertBank:
                 mx.eval(self._device_slots)
         return self._device_slots
 
+    def forget_slots(self) -> None:
+        """The pool was resized: experts may lie in other slots."""
+        self._device_slots = None
+
     def resident(self, experts: Sequence[int]) -> list[int]:
         """Those of `experts` that are in the bank."""
         table, layer = self.pool.table, self.layer

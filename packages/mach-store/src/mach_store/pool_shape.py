@@ -46,6 +46,10 @@ class PoolShape:
         """Experts that a layer keeps while others can give: half of its share, and one token's at least."""
         return max(self.top_k, self.share // 2)
 
+    def floors(self, rate: float = 1.0) -> dict[int, int]:
+        """The floor of each layer. Args: rate: of the experts that are counted."""
+        return dict.fromkeys(self.layers, round(rate * self.floor))
+
     def new_policy(self, rate: float = 1.0) -> EvictionPolicy:
         """A policy with these floors. Args: rate: of the experts that it will hear of."""
-        return self.policy(dict.fromkeys(self.layers, round(rate * self.floor)))
+        return self.policy(self.floors(rate))
