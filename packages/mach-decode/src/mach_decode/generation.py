@@ -188,7 +188,8 @@ class Generation:
     def _can_look_ahead(self) -> bool:
         """Whether a pass can be built without the host: no expert to read, no earlier token to know."""
         request = self.request
-        looks_back = request.sampling.looks_back or request.constraint is not None
+        constraint = request.constraint
+        looks_back = request.sampling.looks_back or (constraint is not None and not constraint.free_ahead)
         return self._engine.store.host_free and not looks_back
 
     def _flush(self) -> str:
