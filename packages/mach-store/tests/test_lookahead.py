@@ -33,8 +33,10 @@ def test_an_unlikely_expert_of_the_next_layer_goes_before_a_likely_one_of_the_la
 
 def test_an_announced_expert_stays_while_another_can_go_until_its_layers_turn_has_come() -> None:
     policy = policy_of()
-    for key in [(0, 0), (1, 0), (0, 0), (0, 0)]:
-        policy.touch(key) if key == (0, 0) and policy.victim(()) else policy.insert(key)
+    policy.insert((0, 0))
+    policy.insert((1, 0))
+    policy.touch((0, 0))
+    policy.touch((0, 0))
     assert policy.victim(()) == (1, 0)
     policy.announce(1, [0])
     assert policy.candidates(2, ()) == [(0, 0), (1, 0)]

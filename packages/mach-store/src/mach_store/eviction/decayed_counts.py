@@ -1,10 +1,10 @@
 """Owns how often each expert was used, older uses counting for less; knows nothing of banks.
 
-A use that lies `half_life` uses back, of whatever expert, counts half. Instead of ageing every count at every use,
-each new use is worth more than the one before, by the factor 2^(1 / half_life): the counts then stand in the same
-proportions, and a use costs one multiplication and one addition. Before numbers grow too large all are divided
-by the same power of two, which is exact. Nothing but multiplications and additions follows after the start, so the
-same uses give the same counts everywhere.
+A use that lies `half_life` uses back, of whatever expert, counts half. Instead of ageing every count at every
+use, each new use is worth more than the one before, by the factor 2^(1 / half_life): the counts then stand in
+the same proportions, and a use costs one multiplication and one addition. Before numbers grow too large all
+are divided by the same power of two, which is exact. Nothing but multiplications and additions follows after
+the start, so the same uses give the same counts everywhere.
 """
 
 from __future__ import annotations

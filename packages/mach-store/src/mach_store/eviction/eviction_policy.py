@@ -13,8 +13,8 @@ class EvictionPolicy(Protocol):
 
     Attributes:
         name: as in `LME_BANK_EVICTION_POLICY`.
-        kept: experts that are given up only when nothing else is left; whoever pins the hot ones sets it. They
-            may be in the bank or not.
+        kept: experts that are given up only when nothing else is left; whoever pins the hot ones sets it.
+            They may be in the bank or not.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""Owns what the policies have in common: floors per layer, kept experts, and one order out of the layers' orders.
+"""Owns what policies have in common: floors per layer, kept experts, one order out of the layers' orders.
 
-A layer whose routing is flat brings in many experts per token; under one global order it could push out the hot
-experts of every other layer. So a layer that holds no more than its floor gives up nothing as long as another
-layer holds more than its own.
+A layer whose routing is flat brings in many experts per token; under one global order it could push out the
+hot experts of every other layer. So a layer that holds no more than its floor gives up nothing as long as
+another layer holds more than its own.
 """
 
 from __future__ import annotations

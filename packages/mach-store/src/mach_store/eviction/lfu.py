@@ -12,14 +12,14 @@ class LfuPolicy(CountingPolicy):
     """Least frequently used over all layers, with ageing and a floor per layer.
 
     Without ageing an expert that was hot in the last conversation would stay for ever. A use's weight halves
-    within `half_life` uses of any expert. Counts outlive the expert's stay in the bank: one that comes back has
-    its history, and is not the next to go merely because it is new.
+    within `half_life` uses of any expert. Counts outlive the expert's stay in the bank: one that comes back
+    has its history, and is not the next to go merely because it is new.
     """
 
     name = "lfu"
 
     def __init__(self, floors: Mapping[int, int], half_life: float) -> None:
-        """Args: half_life: in uses over all layers; `policy_table` says which is good. See `LayeredPolicy`."""
+        """See `LayeredPolicy`. Args: half_life: in uses over all layers; see `policy_table`."""
         super().__init__(floors)
         self._counts = DecayedCounts(self._floors, half_life)
 

@@ -1,13 +1,13 @@
 """Owns the policy that gives up the expert whose next use is expected to be farthest away.
 
-Distances are in layers. A forward pass visits the layers in turn, so an expert of layer l can be needed when the pass
-comes to l, d layers from now, and then once in every round of all L layers. If it is needed with the chance p each
-time, the number of rounds that pass it by is geometrically distributed, 1/p - 1 on average:
+Distances are in layers. A forward pass visits the layers in turn, so an expert of layer l can be needed when
+the pass comes to l, d layers from now, and then once in every round of all L layers. If it is needed with the
+chance p each time, the number of rounds that pass it by is geometrically distributed, 1/p - 1 on average:
 
     expected distance = d + L × (1/p - 1)
 
-The chance is estimated from the uses so far at two speeds, because routes have a long memory and a short one: what a
-text is about, and what the last few tokens were.
+The chance is estimated from the uses so far at two speeds, because routes have a long memory and a short one:
+what a text is about, and what the last few tokens were.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LookaheadPolicy(CountingPolicy):
         self,
         floors: Mapping[int, int],
         *,
-        uses_per_token: int,
+        uses_per_token: float,
         half_life: float,
         short_half_life: float,
         short_share: float,
@@ -40,8 +40,8 @@ class LookaheadPolicy(CountingPolicy):
         """A policy that has seen nothing yet.
 
         Args:
-            floors: for each layer, the number of experts it keeps while others can give; in the order of their
-                indices, which is that of the visits.
+            floors: for each layer, the number of experts it keeps while others can give; in the order of
+                their indices, which is that of the visits.
             uses_per_token: experts that one token uses in all layers.
             half_life: of the long memory, in uses over all layers.
             short_half_life: of the short one.

@@ -12,8 +12,8 @@ from mach_store.eviction.layered_policy import Head, LayeredPolicy
 class LruPolicy(LayeredPolicy):
     """Least recently used over all layers, with a floor per layer.
 
-    A forward pass visits the layers in a circle, so what was used longest ago is often what is needed soonest:
-    docs/eviction-and-prefetch.md shows by how much the other policies are better.
+    A forward pass visits the layers in a circle, so what was used longest ago is often what is needed
+    soonest: docs/eviction-and-prefetch.md shows by how much the other policies are better.
     """
 
     name = "lru"
