@@ -26,8 +26,8 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "plot",
         help="pictures of a trace: hit rate against size, layers × experts, reuse",
         description="Draw a trace: hit-rate (of each policy, against the size of the bank, beside the "
-        "optimum), experts (how often each is used, layers × experts) and reuse (how soon again). Pictures of "
-        "these names are replaced. Needs matplotlib: pip install 'mach-cli[plot]'.",
+        "optimum), experts (how often each is used, layers × experts) and reuse (how soon again). Pictures "
+        "of these names are replaced. Needs matplotlib: pip install 'mach-cli[plot]'.",
         allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", help="a trace; one that was broken off will do")

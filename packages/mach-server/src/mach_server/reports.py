@@ -88,6 +88,7 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
         "age_seconds": time.monotonic() - snapshot.taken,
         "direct_pread": {"active": facts.reader == "native", "mode": facts.reader},
         "cpu_kernels": facts.cpu_kernels,
+        "trace_recording": None if service.recording is None else service.recording.as_dict(),
     }
 
 

@@ -39,6 +39,22 @@ def _open_new(path: str) -> BinaryIO:
     return open(path, "xb", buffering=0)
 
 
+def refuse_taken(path: str) -> None:
+    """See that nothing would be written over.
+
+    Raises:
+        TraceWriteError: there is a trace `path`, finished or not.
+    """
+    if os.path.lexists(path):
+        raise TraceWriteError(f"{path}: is there already: give another name", path=path)
+    if os.path.lexists(path + PARTIAL):
+        raise TraceWriteError(
+            f"{path}{PARTIAL}: is there already, from a recording that runs or was broken off: give another "
+            "name, or move it away",
+            path=path + PARTIAL,
+        )
+
+
 class TraceWriter:
     """Appends events to a trace. After an error nothing more is written; what was written stays readable.
 
@@ -79,16 +95,9 @@ class TraceWriter:
         self._events: list[Event] = []
         self._waiting, self._since = COUNT.size, 0.0
         self._counted = (0, 0, 0)
-        if os.path.lexists(path):
-            raise TraceWriteError(f"{path}: is there already: give another name", path=path)
+        refuse_taken(path)
         try:
             self._file = open_new(self.partial)
-        except FileExistsError:
-            raise TraceWriteError(
-                f"{self.partial}: is there already, from a recording that runs or was broken off: give "
-                "another name, or move it away",
-                path=self.partial,
-            ) from None
         except OSError as error:
             raise self._failed(error) from error
         first = blocks.MAGIC + blocks.pack_block(blocks.HEADER, 0, msgspec.json.encode(header))
