@@ -26,7 +26,7 @@ from mach_store.trace.trace_header import Ending, TraceEnding, TraceHeader
 BLOCK_BYTES = 64 << 10
 """A block is written once it is so large: what a kill loses at most."""
 
-ENDING_BYTES = 256
+ENDING_BYTES = 160
 """Kept free below a byte limit for the last block."""
 
 BLOCK_SECONDS = 30.0
@@ -102,7 +102,7 @@ class TraceWriter:
             raise self._failed(error) from error
         first = blocks.MAGIC + blocks.pack_block(blocks.HEADER, 0, msgspec.json.encode(header))
         if max_bytes is not None and len(first) + ENDING_BYTES > max_bytes:
-            self._discard()
+            self.discard()
             raise TraceWriteError(
                 f"{path}: a limit of {max_bytes} bytes does not hold the header: {len(first) + ENDING_BYTES} "
                 "are needed",
@@ -111,7 +111,7 @@ class TraceWriter:
         try:
             self._write(first)
         except TraceWriteError:
-            self._discard()
+            self.discard()
             raise
 
     def add(self, event: Event) -> None:
@@ -183,6 +183,11 @@ class TraceWriter:
         except OSError as error:
             raise self._failed(error) from error
 
+    def discard(self) -> None:
+        """Delete what was written: there is nothing in it that anybody wants."""
+        self._file.close()
+        os.unlink(self.partial)
+
     def abandon(self) -> None:
         """Close the file as it is; `partial` stays and is readable."""
         self._file.close()
@@ -196,10 +201,6 @@ class TraceWriter:
             raise self._failed(error) from error
         self.nbytes += len(block)
         self._blocks += 1
-
-    def _discard(self) -> None:
-        self._file.close()
-        os.unlink(self.partial)
 
     def _failed(self, error: OSError) -> TraceWriteError:
         return TraceWriteError(
