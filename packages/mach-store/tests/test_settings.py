@@ -26,6 +26,7 @@ def test_every_variable_is_read() -> None:
         verify_reads=False,
         transient_min_tokens=5,
         scratch_experts=3,
+        scratch_told=True,
     )
 
 
