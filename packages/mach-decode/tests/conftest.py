@@ -149,6 +149,7 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
             plan=SimpleNamespace(tokens=context_length, kv=0),
             kv_bytes=None,
             directory=Path("scripted"),
+            dispatch="gather",
         )
         engine = Engine(loaded, prefill_chunk=prefill_chunk)
         engine.end_tokens = frozenset(end_tokens)

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mach_decode.bank_forecast import BankForecast
 from mach_decode.errors import EngineBusyError, GenerationCancelledError, TokenizerError
 from mach_decode.generation import Generation
 from mach_decode.kv_budget import KvBudget
@@ -81,6 +82,7 @@ class Engine:
         context_length: tokens that the model takes, prompt and answer together.
         kv_budget: how many of them there is memory for.
         route_observers: who sees which experts each token is routed to.
+        forecast: what banks of other sizes would do.
     """
 
     def __init__(self, loaded: LoadedModel, *, prefill_chunk: int | None = None) -> None:
@@ -90,6 +92,7 @@ class Engine:
         self.tokenizer: Any = loaded.tokenizer
         self.store = loaded.store
         self.route_observers = RouteObservers(loaded.store)
+        self.forecast = BankForecast(loaded.store, self.route_observers, dispatch=loaded.dispatch)
         self.kv_caches = loaded.cache
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
@@ -152,6 +155,7 @@ class Engine:
                 prefill = generation.prefilling
                 event = generation.step()
                 observers.step_ended(prefill=prefill)
+                self.forecast.step_ended(prefill=prefill)
                 yield event
         except DispatchCancelledError as error:
             raise GenerationCancelledError(str(error)) from error
@@ -160,6 +164,7 @@ class Engine:
             self.store.cancelled = _never
             self.store.abandon()
             observers.answer_ended(finished=generation.finished, prefill=prefill)
+            self.forecast.answer_ended(finished=generation.finished)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text; special tokens written out in it are taken as such.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -21,6 +22,8 @@ from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.pool_shape import PoolShape
+from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass
 from mach_store.scatter_reader import ScatterReader
 
@@ -84,6 +87,7 @@ class BankCache:
         self._held: list[mx.array] = []
         self._routed: list[RoutedPass] | None = None
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
+        self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
@@ -133,6 +137,11 @@ class BankCache:
     def slots(self) -> int:
         """Experts that the bank holds at once."""
         return sum(pool.slots for pool in self._pools)
+
+    @property
+    def shapes(self) -> list[PoolShape]:
+        """The sizes of its pools as they are now."""
+        return [pool.shape for pool in self._pools]
 
     @property
     def whole(self) -> bool:
@@ -200,6 +209,24 @@ class BankCache:
         if schema not in self._scratch:
             self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
         return self._scratch[schema]
+
+    def begin_read(
+        self,
+        bank: LayerExpertBank,
+        arrays: ExpertArrays,
+        experts: Sequence[int],
+        slots: Sequence[int],
+        *,
+        ahead: bool,
+    ) -> Reading:
+        """Have `experts` of `bank` read into `slots` of `arrays`; finish or drop it before the next call.
+
+        With `ahead` a thread of its own reads, while the caller computes with other slots. Where that cannot
+        be (bf16_streaming dequantises with MLX, which belongs to the caller's thread), and without `ahead`,
+        the caller itself reads when it finishes.
+        """
+        read = partial(bank.read, arrays, experts, slots)
+        return self._read_ahead.begin(read) if ahead and arrays.reads_anywhere else DeferredReading(read)
 
     def computable(
         self, bank: LayerExpertBank, slot_of: dict[int, int]
@@ -309,8 +336,9 @@ class BankCache:
             pool.check()
 
     def close(self) -> None:
-        """Finish what is held and close the files."""
+        """Finish what is held, end the thread that reads ahead, and close the files."""
         self.release()
+        self._read_ahead.close()
         self.source.close()
 
 

@@ -50,6 +50,7 @@ class ExpertArrays:
         packing: how each projection's weights are packed.
         components: projection → component → array [slots, …], e.g. `components["up_proj"]["scales"]`.
         plan: reads records into these arrays.
+        reads_anywhere: whether the plan may be used from any thread; not one that computes with MLX.
     """
 
     def __init__(self, schema: RecordSchema, slots: int, compute: mx.Dtype, reader: ScatterReader) -> None:
@@ -69,6 +70,7 @@ class ExpertArrays:
         self.components = ExpertTensors(components)
         self.nbytes = sum(array.nbytes for array in arrays)
         self.plan: ScatterPlan = reader.plan(arrays, nbytes, widen)
+        self.reads_anywhere = True
         self._rows: list[NDArray[np.uint8]] | None = None
 
     @property

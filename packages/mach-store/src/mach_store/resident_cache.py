@@ -38,6 +38,8 @@ class ResidentStackedExpertCache:
 
     Attributes:
         layers: model index → its experts.
+        schemas: model index → one expert's tensors as stored.
+        compute: dtype of the activations.
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"stacked"`, for reports.
         host_free: a forward pass never waits for the host.
@@ -55,12 +57,13 @@ class ResidentStackedExpertCache:
         """
         self.cancelled: Callable[[], bool] = _never
         self._routed: list[tuple[int, mx.array]] = []
-        schemas, self.num_experts = stacked_schemas(inspection)
+        self.schemas, self.num_experts = stacked_schemas(inspection)
+        self.compute = compute
         self.layers: dict[int, ResidentLayer] = {}
         files: dict[str, dict[str, mx.array]] = {}
         names = {(entry.file, entry.start): name for name, entry in inspection.tensors.items()}
         self.nbytes = 0
-        for layer, schema in schemas.items():
+        for layer, schema in self.schemas.items():
             components: dict[str, dict[str, mx.array]] = {}
             for segment in schema.segments:
                 entry = inspection.stacked[layer][segment.projection][segment.component]
