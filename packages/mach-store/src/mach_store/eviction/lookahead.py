@@ -32,7 +32,7 @@ class LookaheadPolicy(CountingPolicy):
         self,
         floors: Mapping[int, int],
         *,
-        uses_per_token: int,
+        uses_per_token: float,
         half_life: float,
         short_half_life: float,
         short_share: float,
