@@ -110,6 +110,7 @@ def open_store(
             compute=compute,
             scratch_experts=settings.scratch_experts,
             form=form,
+            policy=settings.eviction_policy,
         )
     except BaseException:
         source.close()
