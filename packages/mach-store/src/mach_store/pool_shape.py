@@ -17,7 +17,7 @@ class PoolShape:
         slots: experts that it holds.
         slot_bytes: memory of one.
         top_k: experts of one token in one layer: no pool holds less than these for all its layers.
-        policy: who leaves when it is full, one of `mach_store.eviction.POLICIES`.
+        policy: the name of its eviction policy, one of `mach_store.eviction.POLICIES`.
     """
 
     layers: Mapping[int, int]
@@ -51,6 +51,5 @@ class PoolShape:
         return dict.fromkeys(self.layers, round(rate * self.floor))
 
     def new_policy(self, rate: float = 1.0) -> EvictionPolicy:
-        """The policy, which has seen nothing yet. Args: rate: of the experts that it will hear of."""
-        experts, top_k = round(rate * self.most), rate * self.top_k
-        return make_policy(self.policy, self.floors(rate), experts=experts, top_k=top_k)
+        """A policy with these floors. Args: rate: of the experts that it will hear of."""
+        return make_policy(self.policy, self.floors(rate), experts=rate * self.most, top_k=rate * self.top_k)
