@@ -128,3 +128,25 @@ def test_the_command_prints_what_the_library_gives(pico, options) -> None:
     request = GenerationRequest(prompt=engine.encode(PROMPT), max_tokens=12, sampling=sampling)
     assert result.stdout == "".join(event.text for event in engine.generate(request)) + "\n"
     engine.close()
+
+
+@pytest.mark.parametrize("part", [1.0, 0.5])
+def test_a_bank_that_is_resized_between_steps_gives_the_same_tokens(pico, part) -> None:
+    shape = inspect_checkpoint(pico).shape
+    slots = int(part * shape.num_experts * len(shape.moe_layers))
+    engine = Engine.load(EngineConfig(checkpoint=str(pico), expert_cache_gb=gigabytes(pico, slots)))
+    bank, prompt = engine.store, engine.encode(PROMPT)
+    expected, declared = tokens_of(engine, prompt, 24), bank.budget_bytes
+    for targets in ([0.5, 1.0], [0.0], [0.3, 0.9, 0.0, 1.0]):
+        tokens, steps = [], 0
+        for event in engine.generate(GenerationRequest(prompt=prompt, max_tokens=24)):
+            bank.resize(int(targets[steps % len(targets)] * declared))
+            bank.check()
+            steps += 1
+            if event.token is not None:
+                tokens.append(event.token)
+        assert tokens == expected, targets
+    assert bank.stats()["experts_given_up"] > 0
+    assert bank.resize(declared) <= declared
+    assert tokens_of(engine, prompt, 24) == expected
+    engine.close()

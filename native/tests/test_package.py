@@ -15,7 +15,7 @@ from lme_mlx_pread_ext import _ext
 
 def test_the_public_names_are_these() -> None:
     errors = {"ChecksumError", "ExpertIOError", "ReadError"}
-    assert set(lme_mlx_pread_ext.__all__) == errors | {"ScatterPlan", "build_info", "crc32"}
+    assert set(lme_mlx_pread_ext.__all__) == errors | {"ScatterPlan", "build_info", "crc32", "release_rows"}
     paths = {"include_path", "library_path"}
     sums = {"crc32", "crc32_implementations", "crc32_with"}
     assert set(liblme_expert_io.__all__) == errors | paths | sums | {"read_records"}

@@ -69,22 +69,49 @@ struct Routing {
   }
 };
 
+// The rows of x that a call's routes use, and which of them each route does.
+struct Tokens {
+  std::vector<const float*> rows;
+  std::vector<uint32_t> of_route;
+
+  explicit Tokens(const ExpertCall& call) : of_route(call.slots.size()) {
+    if (call.routes.empty()) {
+      const size_t k = call.slots.size() / call.x.size();
+      rows.assign(call.x.begin(), call.x.end());
+      for (size_t i = 0; i < of_route.size(); ++i) of_route[i] = static_cast<uint32_t>(i / k);
+      return;
+    }
+    std::vector<uint32_t> place(call.x.size(), kUnused);
+    for (size_t i = 0; i < of_route.size(); ++i) {
+      const size_t token = call.routes[i] / call.k;
+      if (place[token] == kUnused) {
+        place[token] = static_cast<uint32_t>(rows.size());
+        rows.push_back(call.x[token]);
+      }
+      of_route[i] = place[token];
+    }
+  }
+
+ private:
+  static constexpr uint32_t kUnused = UINT32_MAX;
+};
+
 class ExpertProduct {
  public:
   ExpertProduct(const ExpertCall& call, float* routes_out)
       : call_(call),
         experts_(*call.experts),
         routing_(call.slots),
-        k_(call.slots.size() / call.x.size()),
+        tokens_(call),
         threads_(threads_for(call.threads,
                              call.slots.size() * experts_.gate.columns * experts_.gate.rows * 3)),
-        gate_x_(layout_of(experts_.gate.packing), experts_.gate.columns, call.x, threads_),
+        gate_x_(layout_of(experts_.gate.packing), experts_.gate.columns, tokens_.rows, threads_),
         hidden_layout_(layout_of(experts_.down.packing)),
         hidden_stride_(packed_floats(hidden_layout_, experts_.down.columns)),
         out_(routes_out) {
     const Layout up_layout = layout_of(experts_.up.packing);
     if (up_layout != layout_of(experts_.gate.packing)) {
-      up_x_.emplace_back(up_layout, experts_.up.columns, call.x, threads_);
+      up_x_.emplace_back(up_layout, experts_.up.columns, tokens_.rows, threads_);
     }
   }
 
@@ -121,7 +148,7 @@ class ExpertProduct {
     Rows gate_x, up_x;
     Outs gate_out, up_out;
     for (size_t i = 0; i < group.count; ++i) {
-      const size_t token = routing_.order[group.first + i] / k_;
+      const size_t token = tokens_.of_route[routing_.order[group.first + i]];
       gate_x[i] = gate_x_.row(token);
       up_x[i] = up_rows.row(token);
       gate_out[i] = gate + i * rows;
@@ -142,7 +169,8 @@ class ExpertProduct {
     Outs out;
     for (size_t i = 0; i < group.count; ++i) {
       x[i] = hidden.at((group.first - first + i) * hidden_stride_);
-      out[i] = out_ + routing_.order[group.first + i] * experts_.down.rows + row;
+      const size_t route = routing_.order[group.first + i];
+      out[i] = out_ + (call_.routes.empty() ? route : call_.routes[route]) * experts_.down.rows + row;
     }
     const size_t rows = std::min(kRowChunk, experts_.down.rows - row);
     call_.kernels->multiply_rows({&experts_.down, group.slot, row, rows, x.data(), out.data(), group.count});
@@ -151,7 +179,8 @@ class ExpertProduct {
   const ExpertCall& call_;
   const ExpertMatrices& experts_;
   const Routing routing_;
-  const size_t k_, threads_;
+  const Tokens tokens_;
+  const size_t threads_;
   const PackedRows gate_x_;
   std::vector<PackedRows> up_x_;  // empty if gate's will do
   const Layout hidden_layout_;

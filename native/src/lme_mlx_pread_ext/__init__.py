@@ -20,6 +20,14 @@ if _installed.partition(".dev")[0] != MLX_VERSION:
         name=__name__,
     )
 
-from lme_mlx_pread_ext._ext import ScatterPlan, build_info, crc32  # noqa: E402
+from lme_mlx_pread_ext._ext import ScatterPlan, build_info, crc32, release_rows  # noqa: E402
 
-__all__ = ["ChecksumError", "ExpertIOError", "ReadError", "ScatterPlan", "build_info", "crc32"]
+__all__ = [
+    "ChecksumError",
+    "ExpertIOError",
+    "ReadError",
+    "ScatterPlan",
+    "build_info",
+    "crc32",
+    "release_rows",
+]

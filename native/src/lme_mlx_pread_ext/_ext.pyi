@@ -70,6 +70,22 @@ class ScatterPlan:
 def crc32(data: ReadableBuffer, value: int = 0) -> int:
     """CRC-32 of contiguous `data`, going on from `value`: equal to `zlib.crc32`, several times as fast."""
 
+def release_rows(array: mx.array, rows: int) -> int:
+    """Give the memory behind the first `rows` rows of `array` back (Linux, arrays on the CPU).
+
+    Whole pages alone: up to one page of the rows that leave stays. The array lives on; what was given back
+    reads as zeros, and takes memory again as it is written. As with reads, no graph not yet evaluated, or
+    being evaluated, may refer to these rows.
+
+    Returns:
+        The bytes of the pages that were given back.
+
+    Raises:
+        TypeError: `array` is no mx.array.
+        ValueError: it is lazy or strided, or has fewer rows.
+        OSError: the system refused, as it does for locked memory, or has no such thing (ENOTSUP).
+    """
+
 def build_info() -> dict[str, str]:
     """How the extension was built.
 

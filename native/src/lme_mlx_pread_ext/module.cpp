@@ -4,14 +4,17 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 
+#include <cerrno>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "batch.h"
 #include "crc32.h"
 #include "interpreter_gate.h"
 #include "lme_expert_io.h"
+#include "page_release.h"
 #include "python_lists.h"
 #include "scatter_plan.h"
 
@@ -93,6 +96,17 @@ uint32_t crc32(nb::object data, uint32_t value) {
   return value;
 }
 
+uint64_t release_rows(nb::object array, int64_t rows) {
+  const mx::array target = arrays_of(nb::make_tuple(array)).front();
+  try {
+    return lme::InterpreterGate::pass([&] { return lme::release_rows(target, rows); });
+  } catch (const std::system_error& error) {
+    errno = error.code().value();
+    PyErr_SetFromErrno(PyExc_OSError);
+    throw nb::python_error();
+  }
+}
+
 std::map<std::string, std::string> build_info() {
   return {
 #if defined(__clang__)
@@ -133,5 +147,6 @@ NB_MODULE(_ext, m) {
            nb::arg("crcs") = nb::none(), nb::kw_only(), nb::arg("threads") = 4, nb::arg("direct") = false);
 
   m.def("crc32", &crc32, nb::arg("data"), nb::arg("value") = 0);
+  m.def("release_rows", &release_rows, nb::arg("array"), nb::arg("rows"));
   m.def("build_info", &build_info);
 }

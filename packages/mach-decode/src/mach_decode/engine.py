@@ -12,11 +12,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mach_decode.bank_forecast import BankForecast
 from mach_decode.errors import EngineBusyError, GenerationCancelledError, ResidencyError, TokenizerError
 from mach_decode.generation import Generation
 from mach_decode.loaded_model import LoadedModel
 from mach_decode.loader import load_swapped
 from mach_decode.request import GenerationRequest, StepEvent
+from mach_decode.route_observer import RouteObservers
 from mach_decode.unswapped_loader import load_unswapped
 from mach_store.errors import DispatchCancelledError
 from mach_store.model_builder import compute_dtype
@@ -57,6 +59,8 @@ class Engine:
         store: what holds the experts; empty for mlx-lm's own model.
         end_tokens: token ids that end an answer.
         context_length: tokens that prompt and answer may have together.
+        route_observers: who sees which experts each token is routed to.
+        forecast: what banks of other sizes would do.
     """
 
     def __init__(self, loaded: LoadedModel, *, prefill_chunk: int | None = None) -> None:
@@ -65,6 +69,8 @@ class Engine:
         self.model: nn.Module = loaded.model
         self.tokenizer: Any = loaded.tokenizer
         self.store = loaded.store
+        self.route_observers = RouteObservers(loaded.store)
+        self.forecast = BankForecast(loaded.store, self.route_observers, dispatch=loaded.dispatch)
         self.kv_caches = loaded.cache
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
@@ -114,17 +120,25 @@ class Engine:
         generation = Generation(self, request)
         self._busy = True
         self.store.cancelled = cancelled
+        observers, prefill = self.route_observers, True
         try:
+            observers.answer_began(len(request.prompt))
             while not generation.finished:
                 if cancelled():
                     raise GenerationCancelledError("the request was cancelled")
-                yield generation.step()
+                prefill = generation.prefilling
+                event = generation.step()
+                observers.step_ended(prefill=prefill)
+                self.forecast.step_ended(prefill=prefill)
+                yield event
         except DispatchCancelledError as error:
             raise GenerationCancelledError(str(error)) from error
         finally:
             self._busy = False
             self.store.cancelled = _never
             self.store.abandon()
+            observers.answer_ended(finished=generation.finished, prefill=prefill)
+            self.forecast.answer_ended(finished=generation.finished)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text; special tokens written out in it are taken as such.

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 
 from mach.io.sidecar_layout import RecordSchema
+from mach_store import page_return
+from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
-from mach_store.errors import DispatchCancelledError, MemoryBudgetError
+from mach_store.errors import BankResizeError, DispatchCancelledError
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.pool_shape import PoolShape
+from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass
 from mach_store.scatter_reader import ScatterReader
 
@@ -39,7 +44,11 @@ class BankCache:
     so that no slot is ever written while an unevaluated or running graph refers to it.
 
     Attributes:
-        budget_bytes: what the caller allowed for experts.
+        budget_bytes: what the caller allows for experts now.
+        declared_bytes: what was allowed when the bank was made; it never grows beyond.
+        total_bytes: a bank with every expert; least_bytes: one with a token's experts.
+        resize_refusal: why it cannot shrink here, or None.
+        given_up: experts that left because the bank shrank.
         layers: model index → that layer's view.
         form: how experts lie in memory.
         residency: `"streaming"` or the form's own name, for reports.
@@ -56,7 +65,7 @@ class BankCache:
         scratch_experts: int = 16,
         form: BankForm | None = None,
     ) -> None:
-        """Allocate the bank; memory use is final afterwards, but for the scratch arena (`scratch_bytes`).
+        """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
         Args:
             source: where experts come from.
@@ -78,43 +87,43 @@ class BankCache:
         self._held: list[mx.array] = []
         self._routed: list[RoutedPass] | None = None
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
+        self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
         # Where the bank is narrow, whatever a token needs of one layer must fit into the arena.
         least_scratch = top_k if self.form.narrow else 1
         self.scratch_experts = min(max(scratch_experts, least_scratch), source.num_experts)
-        sizes = {schema: self.form.slot_bytes(schema) for schema in groups}
-        least = sum(size * top_k * len(groups[schema]) for schema, size in sizes.items())
-        if budget_bytes < least:
-            raise MemoryBudgetError(
-                f"the expert cache has {budget_bytes} bytes, but one token needs {top_k} experts in each of "
-                f"{len(source.schemas)} layers, {least} bytes: raise --expert-cache-gb to at least "
-                f"{least / 1e9:.3g}",
-                needed=least,
-                available=budget_bytes,
-            )
-        self.total_bytes = sum(
-            size * source.num_experts * len(groups[schema]) for schema, size in sizes.items()
+        self._sizes = BankBudget(
+            {
+                schema: RecordGroup(self.form.slot_bytes(schema), len(members))
+                for schema, members in groups.items()
+            },
+            experts=source.num_experts,
+            top_k=top_k,
         )
+        slots = self._sizes.slots(budget_bytes)
         self._pools = []
         self.layers: dict[int, LayerExpertBank] = {}
-        # Every group first gets one token's experts; what is left is shared out by the bytes still missing.
-        spare, missing = budget_bytes - least, self.total_bytes - least
         for schema, members in groups.items():
-            needed = top_k * len(members)
-            more = source.num_experts * len(members) - needed
-            part = spare * more * sizes[schema] // missing if missing else 0
-            slots = needed + min(more, part // sizes[schema])
             layers = dict.fromkeys(members, source.num_experts)
-            pool = ExpertPool(schema, layers, slots, top_k, self.form)
+            pool = ExpertPool(schema, layers, slots[schema], top_k, self.form)
             self._pools.append(pool)
             for layer in members:
                 self.layers[layer] = LayerExpertBank(layer, pool, source, reader)
+        self.total_bytes, self.least_bytes = self._sizes.total_bytes, self._sizes.least_bytes
+        self.declared_bytes = budget_bytes
+        self.resize_refusal = page_return.refusal()
+        self.given_up = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for the bank."""
+        """Bytes of the bank's slots; while it is shrunk, up to a page for each tensor more is still there."""
+        return sum(pool.slots * pool.slot_bytes for pool in self._pools)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the bank as it was allocated: what it can grow to."""
         return sum(pool.arrays.nbytes for pool in self._pools)
 
     @property
@@ -128,6 +137,11 @@ class BankCache:
     def slots(self) -> int:
         """Experts that the bank holds at once."""
         return sum(pool.slots for pool in self._pools)
+
+    @property
+    def shapes(self) -> list[PoolShape]:
+        """The sizes of its pools as they are now."""
+        return [pool.shape for pool in self._pools]
 
     @property
     def whole(self) -> bool:
@@ -196,6 +210,24 @@ class BankCache:
             self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
         return self._scratch[schema]
 
+    def begin_read(
+        self,
+        bank: LayerExpertBank,
+        arrays: ExpertArrays,
+        experts: Sequence[int],
+        slots: Sequence[int],
+        *,
+        ahead: bool,
+    ) -> Reading:
+        """Have `experts` of `bank` read into `slots` of `arrays`; finish or drop it before the next call.
+
+        With `ahead` a thread of its own reads, while the caller computes with other slots. Where that cannot
+        be (bf16_streaming dequantises with MLX, which belongs to the caller's thread), and without `ahead`,
+        the caller itself reads when it finishes.
+        """
+        read = partial(bank.read, arrays, experts, slots)
+        return self._read_ahead.begin(read) if ahead and arrays.reads_anywhere else DeferredReading(read)
+
     def computable(
         self, bank: LayerExpertBank, slot_of: dict[int, int]
     ) -> tuple[ExpertTensors, dict[int, int]]:
@@ -209,6 +241,42 @@ class BankCache:
         arena = self.scratch(bank.layer)
         arena.copy_from(bank.pool.arrays, list(slot_of.values()))
         return arena.components, {expert: row for row, expert in enumerate(slot_of)}
+
+    def resize(self, budget_bytes: int) -> int:
+        """Shrink the bank, giving memory back to the system, or let it grow again; between two passes.
+
+        Experts for which there is no slot any more are given up as the policy chooses; the others stay.
+        Answers are the same before, during and after.
+
+        Args:
+            budget_bytes: what the bank may take from now on; less than one token's experts is taken as those,
+                more than was allocated at the start as that.
+
+        Returns:
+            The bank's bytes now.
+
+        Raises:
+            BankResizeError: memory cannot be given back on this machine; the bank keeps its size.
+        """
+        if self.resize_refusal is not None:
+            raise BankResizeError(f"the expert cache keeps its size: {self.resize_refusal}")
+        self.release()
+        mx.synchronize()  # a pass queued ahead reads slots that are about to go
+        budget_bytes = max(self.least_bytes, min(budget_bytes, self.declared_bytes))
+        slots = self._sizes.slots(budget_bytes)
+        before = [pool.slots for pool in self._pools]
+        for bank in self.layers.values():
+            bank.forget_slots()
+        try:
+            for pool in self._pools:
+                self.given_up += len(pool.resize(slots[pool.schema]))
+        except BankResizeError as error:
+            self.resize_refusal = str(error)
+            for pool, slots_before in zip(self._pools, before, strict=True):
+                pool.resize(slots_before)
+            raise
+        self.budget_bytes = budget_bytes
+        return self.nbytes
 
     def prewarm(self) -> None:
         """Read every expert, when the bank is whole: nothing is then read while serving."""
@@ -234,6 +302,10 @@ class BankCache:
             "residency": self.residency,
             "policy": self._pools[0].policy.name,
             "budget_bytes": self.budget_bytes,
+            "declared_budget_bytes": self.declared_bytes,
+            "resizable": self.resize_refusal is None,
+            "resize_refusal": self.resize_refusal,
+            "experts_given_up": self.given_up,
             "bank_bytes": self.nbytes,
             "bank_slots": self.slots,
             "experts_total": sum(bank.num_experts for bank in self.layers.values()),
@@ -264,8 +336,9 @@ class BankCache:
             pool.check()
 
     def close(self) -> None:
-        """Finish what is held and close the files."""
+        """Finish what is held, end the thread that reads ahead, and close the files."""
         self.release()
+        self._read_ahead.close()
         self.source.close()
 
 

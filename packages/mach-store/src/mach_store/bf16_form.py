@@ -72,6 +72,7 @@ class Bf16Form:
         arrays = ExpertArrays(float_schema(schema), slots, dtype, self._reader)
         if any(schema.quantization):
             arrays.plan = DequantizingPlan(schema, arrays, self._reader)
+            arrays.reads_anywhere = False
         return arrays
 
 

@@ -8,7 +8,11 @@ MachError (mach.errors)
     │   └── PlanError            a keep list is malformed, or does not fit the checkpoint
     ├── ExpertReadError          the operating system refused a read
     ├── MemoryBudgetError        a budget is too small, or does not fit into the machine
+    ├── BankResizeError          a bank's memory cannot be given back while it is in use
     ├── NativeReaderMissingError the native extension cannot be imported and no fallback is allowed
+    ├── RoutesUnseenError        nobody sees which experts this store's tokens are routed to
+    ├── TraceWriteError          a routing trace cannot be written
+    ├── TraceFormatError         a file is no routing trace, or a damaged one
     ├── SettingError             an environment variable holds a bad value
     └── DispatchCancelledError   the caller withdrew the request while a layer was being dispatched
 """
@@ -84,8 +88,41 @@ class MemoryBudgetError(StoreError):
         self.needed, self.available = needed, available
 
 
+class BankResizeError(StoreError):
+    """A bank cannot give memory back while it is in use: not on this system, or the system refused."""
+
+
 class NativeReaderMissingError(StoreError):
     """`lme_mlx_pread_ext` cannot be imported and the policy is `fail-fast`."""
+
+
+class RoutesUnseenError(StoreError):
+    """Routes were to be observed where nobody sees them; the message says what to load instead."""
+
+
+class TraceWriteError(StoreError):
+    """A routing trace cannot be written, or no further; what was written before is readable.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class TraceFormatError(StoreError):
+    """A file is no routing trace, or not as it was written.
+
+    Attributes:
+        path: the file.
+        block: number of the block at fault; 0 is the header, and a file that is no trace at all.
+    """
+
+    def __init__(self, message: str, *, path: str, block: int = 0) -> None:
+        super().__init__(message)
+        self.path, self.block = path, block
 
 
 class SettingError(StoreError):

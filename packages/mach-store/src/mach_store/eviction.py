@@ -23,6 +23,9 @@ class EvictionPolicy(Protocol):
     def remove(self, key: Key) -> None:
         """`key` has left the bank."""
 
+    def set_floors(self, floors: Mapping[int, int]) -> None:
+        """The pool has another size now: `floors` as at the beginning, for the same layers."""
+
     def victim(self, pinned: Container[Key]) -> Key | None:
         """The expert to give up next, never one of `pinned`; None when every expert is pinned."""
 
@@ -58,6 +61,10 @@ class LruPolicy:
     def remove(self, key: Key) -> None:
         """See `EvictionPolicy`."""
         del self._orders[key[0]][key[1]]
+
+    def set_floors(self, floors: Mapping[int, int]) -> None:
+        """See `EvictionPolicy`."""
+        self._floors = dict(floors)
 
     def victim(self, pinned: Container[Key]) -> Key | None:
         """See `EvictionPolicy`."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mach.io.sidecar_layout import PROJECTIONS, RecordSchema
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
+from mach_store.page_return import release_rows
 from mach_store.row_views import byte_rows, copy_row
 from mach_store.scatter_reader import ScatterPlan, ScatterReader
 
@@ -49,6 +50,7 @@ class ExpertArrays:
         packing: how each projection's weights are packed.
         components: projection → component → array [slots, …], e.g. `components["up_proj"]["scales"]`.
         plan: reads records into these arrays.
+        reads_anywhere: whether the plan may be used from any thread; not one that computes with MLX.
     """
 
     def __init__(self, schema: RecordSchema, slots: int, compute: mx.Dtype, reader: ScatterReader) -> None:
@@ -68,6 +70,7 @@ class ExpertArrays:
         self.components = ExpertTensors(components)
         self.nbytes = sum(array.nbytes for array in arrays)
         self.plan: ScatterPlan = reader.plan(arrays, nbytes, widen)
+        self.reads_anywhere = True
         self._rows: list[NDArray[np.uint8]] | None = None
 
     @property
@@ -77,6 +80,21 @@ class ExpertArrays:
             segments = self.schema.segments
             self._rows = [byte_rows(self.components[s.projection][s.component]) for s in segments]
         return self._rows
+
+    def move(self, source: int, target: int) -> None:
+        """Copy the expert in the slot `source` over that in `target`."""
+        for rows in self.rows:
+            rows[target] = rows[source]
+
+    def release_from(self, slots: int) -> None:
+        """Give the memory behind the first `slots` slots back; they may be read into again later.
+
+        Raises:
+            BankResizeError: the system refused.
+        """
+        for parts in self.components.values():
+            for array in parts.values():
+                release_rows(array, slots)
 
     def copy_from(self, other: ExpertArrays, slots: Sequence[int]) -> None:
         """Copy the experts in `slots` of `other` into this one's first slots, widened where this one is."""

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
 from mach_store.eviction import EvictionPolicy, Key, LruPolicy
+from mach_store.pool_shape import PoolShape
 
 
 class ExpertPool:
-    """A fixed number of slots shared by every layer whose experts have the same tensors.
+    """Slots shared by every layer whose experts have the same tensors.
 
     Attributes:
         schema: the experts as stored.
-        arrays: the memory.
+        shape: its sizes now, and what makes its policy.
+        arrays: the memory, allocated once; `resize` uses its first slots alone.
+        slots: slots in use, at most those of `arrays`.
+        slot_bytes: memory of one of them.
+        share: an even part of the slots for each layer.
         narrow: whether it must be widened before it is computed with.
         table: (layer, expert) → slot, for experts that are readable.
         present: for each layer a byte per expert, 1 where it is in `table`: cheap to copy for reports.
@@ -31,18 +37,24 @@ class ExpertPool:
         form: BankForm,
     ) -> None:
         """Allocate `slots` slots for `layers` (model index → number of experts)."""
-        self.schema, self.slots = schema, slots
-        self.share = slots // len(layers)
-        self.whole = slots >= sum(layers.values())
+        self.schema = schema
         self.narrow = form.narrow
         self.arrays = form.bank(schema, slots)
+        self.slot_bytes = self.arrays.nbytes // slots
         self.table: dict[Key, int] = {}
         self.present = {layer: bytearray(experts) for layer, experts in layers.items()}
         self.pinned: set[Key] = set()
         self.occupancy = dict.fromkeys(layers, 0)
-        floor = max(top_k, self.share // 2)
-        self.policy: EvictionPolicy = LruPolicy(dict.fromkeys(layers, floor))
+        self.shape = PoolShape(
+            layers=dict(layers), slots=slots, slot_bytes=self.slot_bytes, top_k=top_k, policy=LruPolicy
+        )
+        self._use(self.shape)
+        self.policy: EvictionPolicy = self.shape.new_policy()
         self._free = list(range(slots - 1, -1, -1))
+
+    def _use(self, shape: PoolShape) -> None:
+        self.shape, self.slots, self.share = shape, shape.slots, shape.share
+        self.whole = shape.slots >= shape.most
 
     @property
     def free(self) -> int:
@@ -57,15 +69,52 @@ class ExpertPool:
         slots, evicted = [], []
         for _ in range(count):
             if not self._free:
-                victim = self.policy.victim(self.pinned)
-                assert victim is not None, "a fence never needs more experts than the pool has slots"
-                self.policy.remove(victim)
-                self.occupancy[victim[0]] -= 1
-                self.present[victim[0]][victim[1]] = 0
-                self._free.append(self.table.pop(victim))
-                evicted.append(victim)
+                evicted.append(self._evict())
             slots.append(self._free.pop())
         return slots, evicted
+
+    def _evict(self) -> Key:
+        victim = self.policy.victim(self.pinned)
+        assert victim is not None, "a fence never needs more experts than the pool has slots"
+        self.policy.remove(victim)
+        self.occupancy[victim[0]] -= 1
+        self.present[victim[0]][victim[1]] = 0
+        self._free.append(self.table.pop(victim))
+        return victim
+
+    def resize(self, slots: int) -> list[Key]:
+        """Use the first `slots` slots alone, and give the others' memory back; or use more of them again.
+
+        Experts in slots that go are moved into lower ones, for which the policy gives experts up. Nothing is
+        pinned, and no graph that is not finished refers to the pool.
+
+        Returns:
+            The experts that were given up.
+
+        Raises:
+            BankResizeError: the system would not take all the memory; the slots are out of use all the same.
+        """
+        assert not self.pinned, "a pool is resized between passes"
+        assert self.shape.least <= slots <= self.arrays.slots, "one token's experts, and no more"
+        before = self.slots
+        self._use(replace(self.shape, slots=slots))
+        self.policy.set_floors(self.shape.floors())
+        given_up = []
+        while len(self.table) > slots:
+            given_up.append(self._evict())
+        if slots > before:
+            # At the front: slots that are in memory already are used first.
+            self._free[:0] = range(slots - 1, before - 1, -1)
+            return given_up
+        self._free = sorted((slot for slot in self._free if slot < slots), reverse=True)
+        for key, slot in self.table.items():
+            if slot >= slots:
+                target = self._free.pop()
+                self.arrays.move(slot, target)
+                self.table[key] = target
+        if slots < before:
+            self.arrays.release_from(slots)
+        return given_up
 
     def fill(self, keys: list[Key], slots: list[int]) -> None:
         """The experts `keys` are now readable in `slots`."""
@@ -83,6 +132,7 @@ class ExpertPool:
         """Raise AssertionError when the tables contradict each other."""
         used = list(self.table.values())
         assert sorted(used + self._free) == list(range(self.slots)), "every slot is free or used, once"
+        assert self.slots <= self.arrays.slots, "slots in use are allocated"
         for layer, count in self.occupancy.items():
             assert count == sum(key[0] == layer for key in self.table), f"occupancy of layer {layer}"
             here = {expert for expert, there in enumerate(self.present[layer]) if there}

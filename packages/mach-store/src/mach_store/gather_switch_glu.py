@@ -43,7 +43,7 @@ class GatherSwitchGLU(nn.Module):
             kernels: what to compute with; stock MLX operations if not given.
         """
         super().__init__()
-        self._layer = store.layers[layer]
+        self._store, self._layer = store, store.layers[layer]
         self._dispatch = None
         self._block = ExpertBlock(activation, kernels or stock_kernels("not asked for"))
         self._block.prepare(self._layer.components, self._layer.packing)
@@ -70,6 +70,9 @@ class GatherSwitchGLU(nn.Module):
         if everywhere is None:
             assert self._dispatch is not None, "only a streaming store has experts on disk"
             return self._dispatch(x, indices)
+        if layer.observed:
+            assert isinstance(self._store, ResidentStackedExpertCache), "a bank sees them at its fence"
+            self._store.routed(layer.layer, indices)
         layer.counters.hits += min(indices.size, layer.num_experts)
         return self._block(layer.components, layer.packing, x, everywhere[indices])
 

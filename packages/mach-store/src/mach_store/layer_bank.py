@@ -60,6 +60,10 @@ class LayerExpertBank:
                 mx.eval(self._device_slots)
         return self._device_slots
 
+    def forget_slots(self) -> None:
+        """The pool was resized: experts may lie in other slots."""
+        self._device_slots = None
+
     def resident(self, experts: Sequence[int]) -> list[int]:
         """Those of `experts` that are in the bank."""
         table, layer = self.pool.table, self.layer
@@ -91,17 +95,41 @@ class LayerExpertBank:
 
     def _read(self, experts: list[int]) -> None:
         pool = self.pool
-        slots, evicted = pool.take(len(experts))
-        self.counters.evictions += len(evicted)
+        slots = self.reserve(len(experts))
         try:
             self._reader.read(pool.arrays.plan, self._source, self.layer, experts, slots, self.counters)
         except BaseException:
             pool.give_back(slots)
             raise
+        self._keep(experts, slots)
+
+    def reserve(self, count: int) -> list[int]:
+        """Slots of the pool to read into; the caller hands them back through `keep` or `pool.give_back`."""
+        slots, evicted = self.pool.take(count)
+        self.counters.evictions += len(evicted)
+        return slots
+
+    def keep(self, experts: Sequence[int], slots: list[int]) -> None:
+        """`experts`, which this pass needs, have been read into the reserved `slots`: pinned from now on."""
+        self._keep(experts, slots)
+        for expert in experts:
+            self.uses[expert] += 1
+
+    def _keep(self, experts: Sequence[int], slots: list[int]) -> None:
         keys = [(self.layer, expert) for expert in experts]
-        pool.fill(keys, slots)
-        pool.pinned.update(keys)
+        self.pool.fill(keys, slots)
+        self.pool.pinned.update(keys)
         self.counters.misses += len(experts)
+
+    def read(
+        self, arrays: ExpertArrays, experts: Sequence[int], slots: Sequence[int], counters: LayerCounters
+    ) -> None:
+        """Read `experts` into `slots` of `arrays`; from any thread, if `arrays.reads_anywhere`.
+
+        Raises:
+            SidecarCorruptionError, ExpertReadError: a read failed.
+        """
+        self._reader.read(arrays.plan, self._source, self.layer, experts, slots, counters)
 
     def read_scratch(self, arrays: ExpertArrays, experts: list[int]) -> None:
         """Read `experts` into the first slots of `arrays`, leaving the bank alone.
@@ -109,8 +137,11 @@ class LayerExpertBank:
         Raises:
             SidecarCorruptionError, ExpertReadError: a read failed.
         """
-        slots = list(range(len(experts)))
-        self._reader.read(arrays.plan, self._source, self.layer, experts, slots, self.counters)
+        self.read(arrays, experts, range(len(experts)), self.counters)
+        self.count_transient(experts)
+
+    def count_transient(self, experts: Sequence[int]) -> None:
+        """`experts` have been read past the bank, for one pass."""
         self.counters.misses += len(experts)
         self.counters.transient_reads += len(experts)
         for expert in experts:

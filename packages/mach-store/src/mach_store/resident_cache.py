@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mach.io.inspection import CheckpointInspection
 from mach_store.counters import LayerCounters
@@ -13,6 +14,7 @@ from mach_store.expert_arrays import DTYPES, packing_of, widens
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
 from mach_store.expert_map import LayerExperts
+from mach_store.routed_pass import RoutedPass
 from mach_store.stacked_source import stacked_schemas
 
 
@@ -26,6 +28,7 @@ class ResidentLayer:
         """A view of arrays that somebody else loaded."""
         self.layer, self.num_experts, self.components, self.packing = layer, num_experts, components, packing
         self.counters = LayerCounters()
+        self.observed = False
         self.device_slots: mx.array | None = mx.arange(num_experts, dtype=mx.uint32)
         mx.eval(self.device_slots)
 
@@ -35,6 +38,8 @@ class ResidentStackedExpertCache:
 
     Attributes:
         layers: model index → its experts.
+        schemas: model index → one expert's tensors as stored.
+        compute: dtype of the activations.
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"stacked"`, for reports.
         host_free: a forward pass never waits for the host.
@@ -51,12 +56,14 @@ class ResidentStackedExpertCache:
             compute: dtype of the activations.
         """
         self.cancelled: Callable[[], bool] = _never
-        schemas, self.num_experts = stacked_schemas(inspection)
+        self._routed: list[tuple[int, mx.array]] = []
+        self.schemas, self.num_experts = stacked_schemas(inspection)
+        self.compute = compute
         self.layers: dict[int, ResidentLayer] = {}
         files: dict[str, dict[str, mx.array]] = {}
         names = {(entry.file, entry.start): name for name, entry in inspection.tensors.items()}
         self.nbytes = 0
-        for layer, schema in schemas.items():
+        for layer, schema in self.schemas.items():
             components: dict[str, dict[str, mx.array]] = {}
             for segment in schema.segments:
                 entry = inspection.stacked[layer][segment.projection][segment.component]
@@ -97,6 +104,25 @@ class ResidentStackedExpertCache:
     def expert_map(self) -> dict[int, LayerExperts]:
         """Model index → that layer's experts: all in memory, their uses unseen."""
         return {layer: LayerExperts(b"\1" * self.num_experts, None) for layer in sorted(self.layers)}
+
+    def observe_routes(self, on: bool) -> None:
+        """Whether routes are kept for `drain_routes`; passes go on without waiting for the host."""
+        self._routed = []
+        for layer in self.layers.values():
+            layer.observed = on
+
+    def routed(self, layer: int, indices: mx.array) -> None:
+        """A layer's routes are part of a graph. Args: indices: [..., k] expert ids, not evaluated."""
+        self._routed.append((layer, indices))
+
+    def drain_routes(self) -> list[RoutedPass]:
+        """As `BankCache.drain_routes`; a pass that is queued is waited for."""
+        routed, self._routed = self._routed, []
+        mx.eval([indices for _, indices in routed])
+        return [
+            RoutedPass(layer, np.array(indices).reshape(-1, indices.shape[-1]).astype(np.uint16))
+            for layer, indices in routed
+        ]
 
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mach_store.counters import LayerCounters
+from mach_store.errors import RoutesUnseenError
 from mach_store.expert_map import LayerExperts
+from mach_store.routed_pass import RoutedPass
 
 
 class UnswappedExperts:
@@ -45,6 +47,22 @@ class UnswappedExperts:
     def expert_map(self) -> dict[int, LayerExperts]:
         """No layer has experts in this store."""
         return {}
+
+    def observe_routes(self, on: bool) -> None:
+        """See `BankCache.observe_routes`.
+
+        Raises:
+            RoutesUnseenError: always, if `on`: the experts are mlx-lm's own.
+        """
+        if on:
+            raise RoutesUnseenError(
+                "with --backend openai the experts are mlx-lm's own, and their routes are not seen: use "
+                "--streaming or --no-streaming"
+            )
+
+    def drain_routes(self) -> list[RoutedPass]:
+        """None is seen."""
+        return []
 
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""
