@@ -139,6 +139,7 @@ def open_store(
             compute=compute,
             scratch_experts=plan.scratch_experts,
             form=form,
+            policy=settings.eviction_policy,
         )
     except BaseException:
         source.close()

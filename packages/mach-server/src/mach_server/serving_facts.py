@@ -64,6 +64,7 @@ class ServingFacts:
         limit_bytes: what everything may take together; None where that is not known.
         limit_source: where that comes from: `memory-gb`, or what the machine says.
         wired_bytes: Metal's wired limit; None where there is no Metal.
+        eviction_policy: which expert leaves a full bank; `none` when nothing is streamed.
         bank_bytes: memory allocated for experts.
         scratch_bytes: memory of the scratch arena, once a prompt has used it.
         other_weight_bytes: memory of all other weights.
@@ -96,6 +97,7 @@ class ServingFacts:
     limit_bytes: int | None
     limit_source: str
     wired_bytes: int | None
+    eviction_policy: str
     bank_bytes: int
     scratch_bytes: int
     other_weight_bytes: int
@@ -158,6 +160,7 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         limit_bytes=loaded.plan.limit,
         limit_source=loaded.plan.limit_source.removeprefix("--").replace(" ", "-"),
         wired_bytes=loaded.wired_bytes,
+        eviction_policy=store.policy if isinstance(store, BankCache) else "none",
         bank_bytes=store.nbytes,
         scratch_bytes=store.scratch_bytes
         if isinstance(store, BankCache) and loaded.dispatch == "gather"

@@ -27,7 +27,7 @@ def startup_lines(facts: ServingFacts) -> list[str]:
     return [
         f"startup mode profile=production production_streaming_mode={facts.serving_mode} "
         f"transient_prefill={int(facts.transient_prefill)} expert_residency={facts.residency} "
-        f"dispatch={facts.dispatch} arch={arch}",
+        f"dispatch={facts.dispatch} eviction_policy={facts.eviction_policy} arch={arch}",
         f"production optimizations direct_pread={native} direct_io={int(facts.direct.direct)} "
         f"direct_io_asked={facts.direct.asked} direct_io_reason={facts.direct.code} "
         f"read_threads={facts.read_threads} verify_reads={int(facts.verified)} "
