@@ -104,7 +104,7 @@ def load_swapped(
     vocabulary_size = anywhere.integer("vocab_size", low=1, high=1 << 24)
     tokenizer = load_checkpoint_tokenizer(directory)
     wired = wire(memory.wired_gb)
-    store, reader, plan = open_store(inspection, settings, residency, memory)
+    store, reader, plan, direct = open_store(inspection, settings, residency, memory)
     gather = settings.use_gather_dispatch
     kernels = open_kernels(settings)
 
@@ -145,5 +145,6 @@ def load_swapped(
         plan=plan,
         kv_bytes=kv_bytes,
         wired_bytes=wired,
+        direct=direct,
         vocabulary_size=vocabulary_size,
     )

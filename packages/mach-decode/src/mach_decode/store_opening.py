@@ -28,6 +28,7 @@ from mach_decode.memory_refusal import admitted_plan
 from mach_store.bank_cache import BankCache
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.bf16_form import Bf16Form
+from mach_store.direct_choice import NOTHING_STREAMED, DirectChoice, asked_choice, choose_direct
 from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
 from mach_store.machine_memory import available_memory
@@ -86,6 +87,7 @@ class OpenedStore(NamedTuple):
     store: SwappedStore
     reader: ScatterReader | None
     plan: MemoryPlan
+    direct: DirectChoice
 
 
 def open_store(
@@ -124,6 +126,11 @@ def open_store(
             _require(expert_residency, inspection)
         needs = _streaming_needs(inspection, expert_residency, source, form)
         plan = admitted_plan(inspection.directory, needs, budgets)
+        direct = _choose_direct(source, reader, form, settings, plan)
+        if direct.direct != reader.direct:
+            assert isinstance(source, SidecarSource), "only a sidecar's records are read past the page cache"
+            buffered, source, reader = source, source.direct_twin(), reader.with_direct(True)
+            buffered.close()
         cache = BankCache(
             source,
             reader,
@@ -137,7 +144,16 @@ def open_store(
     except BaseException:
         source.close()
         raise
-    return OpenedStore(cache, reader, plan)
+    return OpenedStore(cache, reader, plan, direct)
+
+
+def _choose_direct(
+    source: ExpertSource, reader: ScatterReader, form: BankForm, settings: StoreSettings, plan: MemoryPlan
+) -> DirectChoice:
+    if settings.direct_io is not None:
+        return asked_choice(settings.direct_io)
+    left = available_memory().nbytes - plan.needed
+    return choose_direct(source, reader, form, bank_bytes=plan.bank, left_bytes=left)
 
 
 def _open_resident(
@@ -146,8 +162,11 @@ def _open_resident(
     _require("stacked", inspection)
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming")
+    if settings.direct_io:
+        raise ResidencyError("LME_DIRECT_IO=1 needs --streaming: leave it out with --no-streaming")
     plan = admitted_plan(inspection.directory, resident_needs(inspection), budgets)
-    return OpenedStore(ResidentStackedExpertCache(inspection, compute_dtype()), None, plan)
+    store = ResidentStackedExpertCache(inspection, compute_dtype())
+    return OpenedStore(store, None, plan, NOTHING_STREAMED)
 
 
 def resident_needs(inspection: CheckpointInspection) -> MemoryNeeds:
