@@ -16,7 +16,7 @@ from mach_decode.store_opening import choose_residency, open_store
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
 from mach_decode.unswapped_loader import DEFAULT_CONTEXT, load_unswapped
 from mach_store.bank_cache import BankCache
-from mach_store.cpu_kernels import open_kernels
+from mach_store.cpu_kernels import open_kernels, stock_kernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.model_builder import build_model
@@ -85,9 +85,11 @@ def load_swapped(
     anywhere = text if text.find("vocab_size")[1] is not None else inspection.config
     vocabulary_size = anywhere.integer("vocab_size", low=1, high=1 << 24)
     tokenizer = load_checkpoint_tokenizer(directory)
-    store, reader = open_store(inspection, settings, residency, expert_cache_gb)
     gather = settings.use_gather_dispatch
     kernels = open_kernels(settings)
+    # The reference dispatch computes its experts with stock operations, whatever computes the rest.
+    for_experts = kernels if gather else stock_kernels("the reference dispatch")
+    store, reader = open_store(inspection, settings, residency, expert_cache_gb, for_experts)
 
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+import mlx.core as mx
+
 from mach.io.inspection import CheckpointInspection
 from mach.io.raw_experts import RAW_LAYOUTS
 from mach.preflight.gates import (
@@ -20,8 +22,9 @@ from mach_decode.errors import ResidencyError
 from mach_decode.loaded_model import SwappedStore
 from mach_decode.memory_refusal import RESERVE_BYTES, refuse_if_too_big
 from mach_store.bank_cache import BankCache
-from mach_store.bank_form import BankForm, StoredForm
+from mach_store.bank_form import BankForm, StoredForm, kernels_take_schema
 from mach_store.bf16_form import Bf16Form
+from mach_store.cpu_kernels import CpuKernels
 from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
 from mach_store.machine_memory import available_bytes
@@ -74,8 +77,11 @@ def open_store(
     settings: StoreSettings,
     expert_residency: str,
     expert_cache_gb: float | None,
+    kernels: CpuKernels,
 ) -> tuple[SwappedStore, ScatterReader | None]:
     """The expert store of a mode, and the reader that it streams through.
+
+    What the `kernels` can compute with as it is stored is held so.
 
     Raises:
         ResidencyError: the preflight's gate blocks the mode, or a setting does not go with it.
@@ -83,7 +89,7 @@ def open_store(
         StoreError: the experts' files are not usable.
     """
     if expert_residency == "stacked":
-        return _open_resident(inspection, settings, expert_cache_gb), None
+        return _open_resident(inspection, settings, expert_cache_gb, kernels), None
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
         # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
         # wrong with the other weights is asked after that.
@@ -92,12 +98,12 @@ def open_store(
     compute = compute_dtype()
     form: BankForm
     if expert_residency == "bf16_streaming":
-        form = Bf16Form(compute, reader)
+        form = Bf16Form(compute, reader, kernels)
         source = _open_slices(
             inspection, reader, RawSource if inspection.layout in RAW_LAYOUTS else StackedSource
         )
     else:
-        form = StoredForm(compute, reader)
+        form = StoredForm(compute, reader, kernels)
         source = _open_source(inspection, settings, reader)
     try:
         if inspection.sidecar_directory is not None:
@@ -118,7 +124,10 @@ def open_store(
 
 
 def _open_resident(
-    inspection: CheckpointInspection, settings: StoreSettings, expert_cache_gb: float | None
+    inspection: CheckpointInspection,
+    settings: StoreSettings,
+    expert_cache_gb: float | None,
+    kernels: CpuKernels,
 ) -> ResidentStackedExpertCache:
     if expert_cache_gb is not None:
         raise ResidencyError("--expert-cache-gb bounds the streaming bank: it cannot go with --no-streaming")
@@ -126,9 +135,13 @@ def _open_resident(
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming")
     schemas, num_experts = stacked_schemas(inspection)
-    wanted = num_experts * sum(slot_bytes(schema, compute_dtype()) for schema in schemas.values())
+    held = {
+        schema: mx.bfloat16 if kernels_take_schema(schema, kernels) else compute_dtype()
+        for schema in schemas.values()
+    }
+    wanted = num_experts * sum(slot_bytes(schema, held[schema]) for schema in schemas.values())
     _refuse_if_too_big(inspection, wanted, "the experts", "use --streaming")
-    return ResidentStackedExpertCache(inspection, compute_dtype())
+    return ResidentStackedExpertCache(inspection, compute_dtype(), kernels)
 
 
 def _open_source(

@@ -19,6 +19,7 @@ class ExpertPool:
         slot_bytes: memory of one of them.
         share: an even part of the slots for each layer.
         narrow: whether it must be widened before it is computed with.
+        for_kernels: whether it suits native kernels alone.
         table: (layer, expert) → slot, for experts that are readable.
         present: for each layer a byte per expert, 1 where it is in `table`: cheap to copy for reports.
         pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
@@ -36,7 +37,7 @@ class ExpertPool:
         """Allocate `slots` slots for `layers` (model index → number of experts)."""
         self.schema = schema
         self._top_k, self._experts = top_k, sum(layers.values())
-        self.narrow = form.narrow
+        self.narrow, self.for_kernels = form.narrow(schema), form.for_kernels(schema)
         self.arrays = form.bank(schema, slots)
         self.slot_bytes = self.arrays.nbytes // slots
         self.table: dict[Key, int] = {}

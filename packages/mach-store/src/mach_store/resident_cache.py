@@ -9,7 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from mach.io.inspection import CheckpointInspection
+from mach_store.bank_form import kernels_take_schema
 from mach_store.counters import LayerCounters
+from mach_store.cpu_kernels import CpuKernels
 from mach_store.expert_arrays import DTYPES, packing_of, widens
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
@@ -24,8 +26,17 @@ class ResidentLayer:
     Attributes: as `LayerExpertBank`'s.
     """
 
-    def __init__(self, layer: int, num_experts: int, components: ExpertTensors, packing: Packing) -> None:
+    def __init__(
+        self,
+        layer: int,
+        num_experts: int,
+        components: ExpertTensors,
+        packing: Packing,
+        *,
+        for_kernels: bool = False,
+    ) -> None:
         """A view of arrays that somebody else loaded."""
+        self.for_kernels = for_kernels
         self.layer, self.num_experts, self.components, self.packing = layer, num_experts, components, packing
         self.counters = LayerCounters()
         self.observed = False
@@ -46,12 +57,15 @@ class ResidentStackedExpertCache:
     residency = "stacked"
     host_free = True
 
-    def __init__(self, inspection: CheckpointInspection, compute: mx.Dtype) -> None:
-        """Load every expert, layer by layer, in the dtype the compute device wants.
+    def __init__(
+        self, inspection: CheckpointInspection, compute: mx.Dtype, kernels: CpuKernels | None = None
+    ) -> None:
+        """Load every expert, layer by layer, in the dtype that what computes wants.
 
         Args:
             inspection: of a checkpoint with the stacked layout (the caller has asked the gate).
             compute: dtype of the activations.
+            kernels: what computes; stock operations if not given.
         """
         self.cancelled: Callable[[], bool] = _never
         self._routed: list[tuple[int, mx.array]] = []
@@ -62,13 +76,14 @@ class ResidentStackedExpertCache:
         self.nbytes = 0
         for layer, schema in schemas.items():
             components: dict[str, dict[str, mx.array]] = {}
+            as_stored = kernels_take_schema(schema, kernels)
             for segment in schema.segments:
                 entry = inspection.stacked[layer][segment.projection][segment.component]
                 if entry.file not in files:
                     files[entry.file] = _load(entry.file)
                 # Popped, so that what is widened does not stay in memory twice.
                 array = files[entry.file].pop(names[entry.file, entry.start])
-                wide = widens(segment.dtype, compute)
+                wide = not as_stored and widens(segment.dtype, compute)
                 components.setdefault(segment.projection, {})[segment.component] = array.astype(
                     mx.float32 if wide else DTYPES[segment.dtype]
                 )
@@ -76,7 +91,11 @@ class ResidentStackedExpertCache:
             mx.eval(arrays)
             self.nbytes += sum(array.nbytes for array in arrays)
             self.layers[layer] = ResidentLayer(
-                layer, self.num_experts, ExpertTensors(components), packing_of(schema)
+                layer,
+                self.num_experts,
+                ExpertTensors(components),
+                packing_of(schema),
+                for_kernels=as_stored,
             )
 
     def totals(self) -> LayerCounters:

@@ -77,7 +77,7 @@ def _waves(cache: BankCache, bank: LayerExpertBank, hottest_first: list[int]) ->
     missing = [expert for expert in hottest_first if expert not in present]
     room = max(0, min(pool.free, pool.share - pool.occupancy[bank.layer]))
     rows = cache.scratch_experts
-    most = rows if cache.form.narrow else bank.num_experts
+    most = rows if pool.narrow else bank.num_experts
     for batch in _batches(sorted(present), most):
         yield PresentWave(cache, bank, batch)
     # In batches too where nothing forces it: what is read while nothing is computed should be little.

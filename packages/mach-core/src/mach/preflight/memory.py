@@ -1,8 +1,9 @@
 """Owns the memory model: what the engine takes for a checkpoint, part by part, and whether that fits here.
 
-It mirrors what mach-store allocates: on the CPU backend bfloat16 experts and all other floats are widened to
-float32; the bank is a whole number of slots; the scratch arena holds 16 experts of each record shape and is
-made only if the bank cannot hold everything. `docs/preflight.md` shows the arithmetic and measured figures.
+It mirrors what mach-store allocates: on the CPU backend all floats but the experts' are widened to float32,
+and theirs too where native kernels do not compute; the bank is a whole number of slots; the scratch arena
+holds 16 experts of each record shape and is made only if the bank cannot hold everything.
+`docs/preflight.md` shows the arithmetic and measured figures.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mach.io.arch_adapter import MAX_WIDTH
 from mach.io.inspection import CheckpointInspection, ExpertTensorNames
+from mach.io.kernel_packings import kernels_take
 from mach.io.model_tensors import model_config
 from mach.preflight.kv_cache_bytes import KvBytes, kv_cache_bytes
 from mach.preflight.machine import Machine
@@ -126,11 +128,13 @@ class MemoryEstimate(NamedTuple):
     unswapped: ModeEstimate
 
 
-def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None, backend: str) -> ExpertSizes:
+def expert_sizes(
+    inspection: CheckpointInspection, layout: SidecarLayout | None, machine: Machine
+) -> ExpertSizes:
     """Sizes of the experts, from the sidecar if there is one, else from the safetensors headers."""
     experts = inspection.shape.num_experts
     if layout is not None:
-        slots = {layer.index: _schema_slot(layer.schema, backend) for layer in layout.layers}
+        slots = {layer.index: _schema_slot(layer.schema, machine) for layer in layout.layers}
         records = {layer.index: layer.schema.nbytes for layer in layout.layers}
         shapes = {layer.schema: slots[layer.index] for layer in layout.layers}
         scratch = sum(shapes.values())
@@ -138,16 +142,26 @@ def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None,
         slots, records = {}, {}
         for layer, sizes in inspection.expert_layer_bytes.items():
             records[layer] = sum(sizes.values()) // experts
-            slots[layer] = _widened(sizes, backend, ("BF16",)) // experts
+            as_stored = _kernels_take(inspection, layer, machine)
+            slots[layer] = _widened(sizes, machine.backend, () if as_stored else ("BF16",)) // experts
         # Layers of equal size have, but for oddities, equal record shapes.
         scratch = sum(set(slots.values()))
-    floats, float_scratch = _float_sizes(inspection, backend)
+    floats, float_scratch = _float_sizes(inspection, machine)
     return ExpertSizes(
         experts, slots, records, scratch * min(SCRATCH_EXPERTS, experts), floats, float_scratch
     )
 
 
-def _float_sizes(inspection: CheckpointInspection, backend: str) -> tuple[dict[int, int], int]:
+def _kernels_take(inspection: CheckpointInspection, layer: int, machine: Machine) -> bool:
+    """Whether native kernels compute with the experts of `layer` as the safetensors files hold them."""
+    if not machine.kernels:
+        return False
+    modules = [inspection.expert_module(layer, name) for name in inspection.stacked.get(layer, {})]
+    packings = [inspection.quantization.scheme_for(module) for module in modules]
+    return kernels_take(packings, inspection.expert_layer_bytes[layer])
+
+
+def _float_sizes(inspection: CheckpointInspection, machine: Machine) -> tuple[dict[int, int], int]:
     """Sizes in bf16_streaming: layer → bytes per expert in its bank; bytes of arena and staging."""
     shape = inspection.shape
     floats: dict[int, int] = {}
@@ -164,8 +178,9 @@ def _float_sizes(inspection: CheckpointInspection, backend: str) -> tuple[dict[i
             weights = shape.num_experts * shape.expert_width * shape.hidden_size
             stored["BF16"] = stored.get("BF16", 0) + 2 * weights
         floats[layer] = sum(stored.values()) // shape.num_experts
-        slots = min(max(SCRATCH_EXPERTS, shape.top_k), shape.num_experts)
-        wide = slots * _widened(stored, backend, ("BF16",)) // shape.num_experts
+        as_floats = machine.kernels and kernels_take((), [dtype for dtype, size in stored.items() if size])
+        slots = min(max(SCRATCH_EXPERTS, 1 if as_floats else shape.top_k), shape.num_experts)
+        wide = slots * _widened(stored, machine.backend, () if as_floats else ("BF16",)) // shape.num_experts
         readers = STAGED_EXPERTS + min(STAGED_EXPERTS, slots)  # the bank's and the arena's
         arenas[floats[layer]] = wide + readers * staged // shape.num_experts
     return floats, sum(arenas.values())
@@ -194,7 +209,7 @@ def estimate_memory(
     Raises:
         ConfigError: config.json lacks what the key-value estimate needs.
     """
-    sizes = expert_sizes(inspection, layout, machine.backend)
+    sizes = expert_sizes(inspection, layout, machine)
     others = _widened(inspection.other_dtype_bytes, machine.backend, ("BF16", "F16"))
     adapter, element = inspection.adapter, 4 if machine.backend == "cpu" else 2
     config = model_config(adapter.model_type, inspection.config, inspection.text_config)
@@ -221,8 +236,10 @@ def estimate_memory(
     if sizes.layer_floats and inspection.layout in ("stacked", "per_expert", "fused"):
         all_floats = sizes.experts * sum(sizes.layer_floats.values())
         float_bank = _bank_bytes(sizes.layer_floats, all_floats, others, machine, expert_cache_bytes)
-        # On the CPU the arena is where a pass computes; elsewhere only what does not fit the bank goes there.
-        arena = sizes.float_scratch_bytes if machine.backend == "cpu" or float_bank < all_floats else 0
+        # With stock operations on the CPU a pass computes in the arena; otherwise only what does not fit the
+        # bank goes there.
+        through_arena = machine.backend == "cpu" and not machine.kernels
+        arena = sizes.float_scratch_bytes if through_arena or float_bank < all_floats else 0
         parts = {"expert cache": float_bank, "arena": arena} | common
         bf16 = _judged(parts, machine, 0 if expert_cache_bytes is None else float_bank + reserve)
     sizes_by_dtype: dict[str, int] = {}
@@ -297,11 +314,12 @@ def memory_verdict(working_set: int, available: int | None) -> str:
     return "fits" if working_set <= FITS_BELOW * available else "tight"
 
 
-def _schema_slot(schema: RecordSchema, backend: str) -> int:
+def _schema_slot(schema: RecordSchema, machine: Machine) -> int:
+    as_stored = machine.kernels and kernels_take(schema.quantization, [s.dtype for s in schema.segments])
     sizes: dict[str, int] = {}
     for segment in schema.segments:
         sizes[segment.dtype] = sizes.get(segment.dtype, 0) + segment.nbytes
-    return _widened(sizes, backend, ("bfloat16",))
+    return _widened(sizes, machine.backend, () if as_stored else ("bfloat16",))
 
 
 def _widened(sizes: Mapping[str, int], backend: str, dtypes: tuple[str, ...]) -> int:
