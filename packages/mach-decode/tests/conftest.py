@@ -147,6 +147,7 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
             context_length=context_length,
             vocabulary_size=vocabulary,
             directory=Path("scripted"),
+            dispatch="gather",
         )
         engine = Engine(loaded, prefill_chunk=prefill_chunk)
         engine.end_tokens = frozenset(end_tokens)

@@ -229,6 +229,17 @@ def failing_engine() -> type[Engine]:
     return FailingEngine
 
 
+@pytest.fixture(scope="session")
+def tokens_of() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A usage without its bill for the experts, which differs from answer to answer."""
+
+    def tokens(usage: dict[str, Any]) -> dict[str, Any]:
+        assert set(usage["expert_io"]) == {"hits", "misses", "bytes_read", "wait_ms", "compute_ms"}
+        return {name: value for name, value in usage.items() if name != "expert_io"}
+
+    return tokens
+
+
 @pytest.fixture(name="eventually")
 def _eventually() -> Callable[[Callable[[], Any]], Any]:
     return eventually

@@ -81,7 +81,11 @@ def _experts(figures: GenerationFigures, residency: str) -> str:
     """What the expert store did; without one there is nothing to say."""
     if residency == UNSWAPPED:
         return ""
-    return f", hit rate {figures.hit_rate:.3f}, {figures.bytes_read / 1e6:.2f} MB read"
+    return (
+        f", hit rate {figures.hit_rate:.3f}, {figures.expert_hits} hits, {figures.expert_misses} misses, "
+        f"{figures.bytes_read / 1e6:.2f} MB read, {figures.wait_seconds * 1000:.0f} ms waiting for reads, "
+        f"{figures.compute_seconds * 1000:.0f} ms computing"
+    )
 
 
 def _speed(figures: GenerationFigures) -> str:

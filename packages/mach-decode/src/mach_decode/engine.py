@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mach_decode.bank_forecast import BankForecast
 from mach_decode.errors import EngineBusyError, GenerationCancelledError, ResidencyError, TokenizerError
 from mach_decode.generation import Generation
 from mach_decode.loaded_model import LoadedModel
@@ -59,6 +60,7 @@ class Engine:
         end_tokens: token ids that end an answer.
         context_length: tokens that prompt and answer may have together.
         route_observers: who sees which experts each token is routed to.
+        forecast: what banks of other sizes would do.
     """
 
     def __init__(self, loaded: LoadedModel, *, prefill_chunk: int | None = None) -> None:
@@ -68,6 +70,7 @@ class Engine:
         self.tokenizer: Any = loaded.tokenizer
         self.store = loaded.store
         self.route_observers = RouteObservers(loaded.store)
+        self.forecast = BankForecast(loaded.store, self.route_observers, dispatch=loaded.dispatch)
         self.kv_caches = loaded.cache
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
@@ -126,6 +129,7 @@ class Engine:
                 prefill = generation.prefilling
                 event = generation.step()
                 observers.step_ended(prefill=prefill)
+                self.forecast.step_ended(prefill=prefill)
                 yield event
         except DispatchCancelledError as error:
             raise GenerationCancelledError(str(error)) from error
@@ -134,6 +138,7 @@ class Engine:
             self.store.cancelled = _never
             self.store.abandon()
             observers.answer_ended(finished=generation.finished, prefill=prefill)
+            self.forecast.answer_ended(finished=generation.finished)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text; special tokens written out in it are taken as such.

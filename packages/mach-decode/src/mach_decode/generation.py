@@ -188,7 +188,8 @@ class Generation:
     def _can_look_ahead(self) -> bool:
         """Whether a pass can be built without the host: no expert to read, no earlier token to know."""
         request = self.request
-        looks_back = request.sampling.looks_back or request.constraint is not None
+        constraint = request.constraint
+        looks_back = request.sampling.looks_back or (constraint is not None and not constraint.free_ahead)
         return self._engine.store.host_free and not looks_back
 
     def _flush(self) -> str:
@@ -214,15 +215,16 @@ class Generation:
         )
 
     def _figures(self) -> GenerationFigures:
-        before, after = self._counters_before, self._engine.store.totals()
+        counted = self._engine.store.totals().since(self._counters_before)
         return GenerationFigures(
             prompt_tokens=len(self.request.prompt),
             completion_tokens=len(self.tokens),
             first_token_seconds=self._first_token - self._began,
             decode_seconds=self._last_token - self._first_token,
-            expert_hits=after.hits - before.hits,
-            expert_misses=after.misses - before.misses,
-            bytes_read=after.bytes_read - before.bytes_read,
-            read_seconds=after.read_seconds - before.read_seconds,
+            expert_hits=counted.hits,
+            expert_misses=counted.misses,
+            bytes_read=counted.bytes_read,
+            read_seconds=counted.read_seconds,
+            wait_seconds=counted.wait_seconds,
             looked_ahead=self._looked_ahead,
         )

@@ -61,12 +61,14 @@ class EngineSnapshot:
         store: `store.stats()`.
         memory: MLX's active, cached and peak bytes.
         experts: `store.expert_map()`.
+        forecast: `forecast.as_dict()`: what banks of other sizes would do.
         taken: `time.monotonic()`.
     """
 
     store: dict[str, Any]
     memory: dict[str, int]
     experts: dict[int, LayerExperts]
+    forecast: dict[str, Any]
     taken: float
 
 
@@ -242,6 +244,7 @@ class GenerationThread:
                 "mlx_peak_bytes": mx.get_peak_memory(),
             },
             experts=engine.store.expert_map(),
+            forecast=engine.forecast.as_dict(),
             taken=time.monotonic(),
         )
 

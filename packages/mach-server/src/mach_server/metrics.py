@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -26,6 +27,7 @@ BANK_COUNTERS = {
     "evictions": "Experts that left the bank for another",
     "bytes_read": "Bytes of experts read from disk",
     "read_seconds": "Seconds spent in reads of experts",
+    "wait_seconds": "Seconds in which a forward pass stood still for a read of experts",
 }
 """Field of `streaming_summary` → its help; each is `mach_bank_<field>_total`."""
 
@@ -107,6 +109,7 @@ class _ServerCollector(Collector):
             yield CounterMetricFamily(f"mach_bank_{name}", text, snapshot.store[name])
         for field, (name, text) in BANK_GAUGES.items():
             yield GaugeMetricFamily(name, text, snapshot.store[field])
+        yield from _forecast(snapshot.forecast)
         for name, value in snapshot.memory.items():
             yield GaugeMetricFamily(f"mach_{name}", "MLX's own count of its memory", value)
         text = "The most memory that this process has had resident"
@@ -114,6 +117,27 @@ class _ServerCollector(Collector):
         age = time.monotonic() - snapshot.taken
         text = "How old the figures of bank and MLX are; about a second at most while tokens are made"
         yield GaugeMetricFamily("mach_snapshot_age_seconds", text, age)
+
+
+def _forecast(forecast: dict[str, Any]) -> Iterator[Metric]:
+    """The curve's points that have a prediction; none where every expert is in memory."""
+    sizes = GaugeMetricFamily(
+        "mach_bank_forecast_bytes",
+        "Memory of a bank of so many times the present size, at most of one with every expert",
+        labels=["relative"],
+    )
+    rates = GaugeMetricFamily(
+        "mach_bank_forecast_hit_rate", "Hit rate that it would have while decoding", labels=["relative"]
+    )
+    speeds = GaugeMetricFamily(
+        "mach_bank_forecast_tokens_per_second", "Speed that it would decode at", labels=["relative"]
+    )
+    for point in forecast["points"] or ():
+        label = [f"{point['relative']:g}"]
+        for family, field in ((sizes, "bank_bytes"), (rates, "hit_rate"), (speeds, "tokens_per_second")):
+            if point[field] is not None:
+                family.add_metric(label, point[field])
+    yield from (sizes, rates, speeds)
 
 
 def _histogram(name: str, text: str, histogram: LatencyHistogram) -> HistogramMetricFamily:

@@ -72,6 +72,7 @@ def stats(service: InferenceService) -> dict[str, Any]:
         "prompt_tokens_per_second": counts.prompt_tokens_per_second,
         "decode_tokens_per_second": counts.decode_tokens_per_second,
         "last_request": counts.last,
+        "bank_forecast": _forecast_line(thread.snapshot.forecast),
         "memory": {**thread.snapshot.memory, "peak_rss_bytes": peak_rss_bytes()},
     }
 
@@ -82,11 +83,25 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
     snapshot = thread.snapshot
     return {
         "streaming_summary": snapshot.store,
+        "miss_ratio_curve": snapshot.forecast,
         "stale_generation_in_flight": thread.running is not None,
         "age_seconds": time.monotonic() - snapshot.taken,
         "direct_pread": {"active": facts.reader == "native", "mode": facts.reader},
         "cpu_kernels": facts.cpu_kernels,
     }
+
+
+def _forecast_line(forecast: dict[str, Any]) -> str:
+    """`miss_ratio_curve` in one line: for each size its hit rate and speed, or why there is none."""
+    if forecast["points"] is None:
+        return f"none: {forecast['reason']}"
+    parts = []
+    for point in forecast["points"]:
+        rate, speed = point["hit_rate"], point["tokens_per_second"]
+        part = f"{point['relative']:g}x {point['bank_bytes'] / 1e9:.3g} GB"
+        part += "" if rate is None else f" hit rate {rate:.3f}"
+        parts.append(part + ("" if speed is None else f" {speed:.1f} tok/s"))
+    return "; ".join(parts)
 
 
 def capabilities(facts: ServingFacts) -> dict[str, Any]:

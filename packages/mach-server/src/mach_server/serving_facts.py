@@ -6,7 +6,6 @@ Start-up lines, `/v1/capabilities`, `/v1/stats` and `/v1/models` all say what st
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -18,9 +17,10 @@ from mlx.utils import tree_flatten
 
 from mach.errors import CheckpointError
 from mach.io.arch_registry import arch_summary
-from mach.io.sidecar_layout import LAYOUT_NAME, check_files, read_layout
+from mach.io.sidecar_layout import check_files, read_layout
 from mach_decode.engine import UNSWAPPED, Engine
 from mach_store.bank_cache import BankCache
+from mach_store.checkpoint_fingerprint import checkpoint_fingerprint
 from mach_store.scatter_reader import NATIVE_MODULE
 
 DECODE_PATH = "target-only"
@@ -167,14 +167,9 @@ def _native_extension() -> bool:
 
 
 def _fingerprint(directory: Path) -> str:
-    """A digest of engine versions, config, sidecar layout (with every record's checksum) and file sizes."""
+    """A digest of engine versions and checkpoint."""
     digest = hashlib.sha256()
     for distribution in ("mach-decode", "mach-store", "mlx", "mlx-lm"):
         digest.update(f"{distribution}=={version(distribution)}\n".encode())
-    for folder, _, names in sorted(os.walk(directory)):
-        for name in sorted(names):
-            path = Path(folder, name)
-            digest.update(f"{path.relative_to(directory)} {path.stat().st_size}\n".encode())
-            if name in ("config.json", LAYOUT_NAME):
-                digest.update(path.read_bytes())
+    digest.update(checkpoint_fingerprint(directory).encode())
     return f"fp_{digest.hexdigest()[:12]}"

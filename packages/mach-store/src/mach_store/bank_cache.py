@@ -22,6 +22,7 @@ from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.pool_shape import PoolShape
 from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass
 from mach_store.scatter_reader import ScatterReader
@@ -135,6 +136,11 @@ class BankCache:
     def slots(self) -> int:
         """Experts that the bank holds at once."""
         return sum(pool.slots for pool in self._pools)
+
+    @property
+    def shapes(self) -> list[PoolShape]:
+        """The sizes of its pools as they are now."""
+        return [pool.shape for pool in self._pools]
 
     @property
     def whole(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
 from mach_store.eviction import EvictionPolicy, Key, LruPolicy
+from mach_store.pool_shape import PoolShape
 
 
 class ExpertPool:
@@ -14,6 +16,7 @@ class ExpertPool:
 
     Attributes:
         schema: the experts as stored.
+        shape: its sizes now, and what makes its policy.
         arrays: the memory, allocated once; `resize` uses its first slots alone.
         slots: slots in use, at most those of `arrays`.
         slot_bytes: memory of one of them.
@@ -36,7 +39,6 @@ class ExpertPool:
     ) -> None:
         """Allocate `slots` slots for `layers` (model index → number of experts)."""
         self.schema = schema
-        self._top_k, self._experts = top_k, sum(layers.values())
         self.narrow, self.for_kernels = form.narrow(schema), form.for_kernels(schema)
         self.arrays = form.bank(schema, slots)
         self.slot_bytes = self.arrays.nbytes // slots
@@ -44,17 +46,16 @@ class ExpertPool:
         self.present = {layer: bytearray(experts) for layer, experts in layers.items()}
         self.pinned: set[Key] = set()
         self.occupancy = dict.fromkeys(layers, 0)
-        self._use(slots)
-        self.policy: EvictionPolicy = LruPolicy(self._floors())
+        self.shape = PoolShape(
+            layers=dict(layers), slots=slots, slot_bytes=self.slot_bytes, top_k=top_k, policy=LruPolicy
+        )
+        self._use(self.shape)
+        self.policy: EvictionPolicy = self.shape.new_policy()
         self._free = list(range(slots - 1, -1, -1))
 
-    def _use(self, slots: int) -> None:
-        self.slots = slots
-        self.share = slots // len(self.occupancy)
-        self.whole = slots >= self._experts
-
-    def _floors(self) -> dict[int, int]:
-        return dict.fromkeys(self.occupancy, max(self._top_k, self.share // 2))
+    def _use(self, shape: PoolShape) -> None:
+        self.shape, self.slots, self.share = shape, shape.slots, shape.share
+        self.whole = shape.slots >= shape.most
 
     @property
     def free(self) -> int:
@@ -95,12 +96,10 @@ class ExpertPool:
             BankResizeError: the system would not take all the memory; the slots are out of use all the same.
         """
         assert not self.pinned, "a pool is resized between passes"
-        assert self._top_k * len(self.occupancy) <= slots <= self.arrays.slots, (
-            "one token's experts, and no more"
-        )
+        assert self.shape.least <= slots <= self.arrays.slots, "one token's experts, and no more"
         before = self.slots
-        self._use(slots)
-        self.policy.set_floors(self._floors())
+        self._use(replace(self.shape, slots=slots))
+        self.policy.set_floors(self.shape.floors())
         given_up = []
         while len(self.table) > slots:
             given_up.append(self._evict())

@@ -23,7 +23,8 @@ from mach_store.stacked_source import stacked_schemas
 class ResidentLayer:
     """One layer's experts, all in memory; expert ids are slots.
 
-    Attributes: as `LayerExpertBank`'s.
+    Attributes: as `LayerExpertBank`'s, and
+        slot_bytes: memory of one expert.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class ResidentLayer:
         self.layer, self.num_experts, self.components, self.packing = layer, num_experts, components, packing
         self.counters = LayerCounters()
         self.observed = False
+        arrays = [array for parts in components.values() for array in parts.values()]
+        self.slot_bytes = sum(array.nbytes for array in arrays) // num_experts
         self.device_slots: mx.array | None = mx.arange(num_experts, dtype=mx.uint32)
         mx.eval(self.device_slots)
 
@@ -49,6 +52,7 @@ class ResidentStackedExpertCache:
 
     Attributes:
         layers: model index → its experts.
+        schemas: model index → one expert's tensors as stored.
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"stacked"`, for reports.
         host_free: a forward pass never waits for the host.
@@ -69,12 +73,12 @@ class ResidentStackedExpertCache:
         """
         self.cancelled: Callable[[], bool] = _never
         self._routed: list[tuple[int, mx.array]] = []
-        schemas, self.num_experts = stacked_schemas(inspection)
+        self.schemas, self.num_experts = stacked_schemas(inspection)
         self.layers: dict[int, ResidentLayer] = {}
         files: dict[str, dict[str, mx.array]] = {}
         names = {(entry.file, entry.start): name for name, entry in inspection.tensors.items()}
         self.nbytes = 0
-        for layer, schema in schemas.items():
+        for layer, schema in self.schemas.items():
             components: dict[str, dict[str, mx.array]] = {}
             as_stored = kernels_take_schema(schema, kernels)
             for segment in schema.segments:

@@ -1,0 +1,29 @@
+from mach_store.eviction import LruPolicy
+from mach_store.pool_shape import PoolShape
+
+
+def shape(slots: int) -> PoolShape:
+    layers = dict.fromkeys(range(4), 10)
+    return PoolShape(layers=layers, slots=slots, slot_bytes=100, top_k=2, policy=LruPolicy)
+
+
+def test_a_pool_is_between_one_tokens_experts_and_all() -> None:
+    assert (shape(20).least, shape(20).most) == (8, 40)
+
+
+def test_a_layer_keeps_half_of_its_share_and_one_tokens_experts_at_least() -> None:
+    assert (shape(32).share, shape(32).floor) == (8, 4)
+    assert (shape(9).share, shape(9).floor) == (2, 2)
+
+
+def test_a_policy_that_hears_of_a_part_has_that_part_of_the_floors() -> None:
+    asked = []
+
+    def policy(floors):
+        asked.append(floors)
+        return LruPolicy(floors)
+
+    sized = PoolShape(layers={3: 64, 5: 64}, slots=64, slot_bytes=1, top_k=2, policy=policy)
+    assert sized.new_policy().name == "lru"
+    sized.new_policy(0.25)
+    assert asked == [{3: 16, 5: 16}, {3: 4, 5: 4}]
