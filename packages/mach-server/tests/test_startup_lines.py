@@ -3,7 +3,13 @@ from pathlib import Path
 from mach_server.startup_lines import startup_lines
 
 DOCUMENTED = {
-    "startup mode": {"profile", "production_streaming_mode", "transient_prefill", "expert_residency"},
+    "startup mode": {
+        "profile",
+        "production_streaming_mode",
+        "transient_prefill",
+        "expert_residency",
+        "eviction_policy",
+    },
     "production optimizations": {"direct_pread", "native_prefill_fused", "async_prefetch", "resident_metal"},
     "startup direct-pread": {
         "expected",
@@ -38,6 +44,7 @@ def test_streaming_lines_say_what_is_so(server) -> None:
     assert lines["startup mode"]["production_streaming_mode"] == "streaming"
     assert lines["startup mode"]["expert_residency"] == "streaming"
     assert lines["startup mode"]["transient_prefill"] == "1"
+    assert lines["startup mode"]["eviction_policy"] == "lookahead"
     native = loaded.reader == "native"
     assert lines["production optimizations"]["direct_pread"] == str(int(native))
     pread = lines["startup direct-pread"]
@@ -54,6 +61,7 @@ def test_stacked_lines_say_what_is_so(start_server, stacked: Path) -> None:
     assert lines["startup mode"]["production_streaming_mode"] == "stacked"
     assert lines["startup mode"]["expert_residency"] == "stacked"
     assert lines["startup mode"]["transient_prefill"] == "0"
+    assert lines["startup mode"]["eviction_policy"] == "none"
     assert lines["production optimizations"]["direct_pread"] == "0"
     pread = lines["startup direct-pread"]
     assert (pread["expected"], pread["sidecar_present"], pread["sidecar_valid"]) == ("0", "0", "0")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mach_store.bank_cache import BankCache
-from mach_store.eviction import LruPolicy
+from mach_store.eviction import POLICIES
 from mach_store.expert_arrays import slot_bytes
 from mach_store.miss_ratio_curve import MissRatioCurve
 from mach_store.pool_shape import PoolShape
@@ -31,9 +31,9 @@ def traffic(seed: int, layers: int, experts: int, k: int, skew: float) -> Iterat
             yield RoutedPass(layer, chosen[layer : layer + 1].astype(np.uint16))
 
 
-def shape(layers: int, experts: int, slots: int, top_k: int) -> PoolShape:
+def shape(layers: int, experts: int, slots: int, top_k: int, policy: str = "lru") -> PoolShape:
     counts = dict.fromkeys(range(layers), experts)
-    return PoolShape(layers=counts, slots=slots, slot_bytes=1000, top_k=top_k, policy=LruPolicy)
+    return PoolShape(layers=counts, slots=slots, slot_bytes=1000, top_k=top_k, policy=policy)
 
 
 def rates(curve: MissRatioCurve) -> list[float]:
@@ -42,11 +42,12 @@ def rates(curve: MissRatioCurve) -> list[float]:
     return [rate for rate in found if rate is not None]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("skew", [0.4, 1.2])
-def test_with_every_key_watched_the_curve_is_what_real_banks_do(schema, file_source, skew) -> None:
+def test_with_every_key_watched_the_curve_is_what_real_banks_do(schema, file_source, skew, policy) -> None:
     layers, experts, k, slots = 3, 16, 2, 12
     passes = list(islice(traffic(1, layers, experts, k, skew), 150 * layers))
-    curve = MissRatioCurve([shape(layers, experts, slots, k)], half_life_tokens=FOREVER)
+    curve = MissRatioCurve([shape(layers, experts, slots, k, policy)], half_life_tokens=FOREVER)
     curve.feed(passes)
     assert (curve.sample_rate, curve.tokens, curve.references) == (1.0, 150, 150 * layers * k)
     first = len({(layer, expert) for layer, ids in passes for expert in ids[0].tolist()})
@@ -54,7 +55,12 @@ def test_with_every_key_watched_the_curve_is_what_real_banks_do(schema, file_sou
         source = file_source(dict.fromkeys(range(layers), schema()), experts)
         size = slot_bytes(schema(), mx.float32)
         bank = BankCache(
-            source, python_twin(), budget_bytes=point.bank_slots * size, top_k=k, compute=mx.float32
+            source,
+            python_twin(),
+            budget_bytes=point.bank_slots * size,
+            top_k=k,
+            compute=mx.float32,
+            policy=policy,
         )
         for layer, ids in passes:
             bank.release()
@@ -142,8 +148,8 @@ def test_a_bank_of_all_experts_misses_nothing_twice() -> None:
 def test_pools_of_different_records_add_up() -> None:
     """One pool's layers always miss, the other's never do; both are asked equally often."""
     pools = [
-        PoolShape(layers={0: 40}, slots=4, slot_bytes=10, top_k=2, policy=LruPolicy),
-        PoolShape(layers={1: 8}, slots=8, slot_bytes=1, top_k=2, policy=LruPolicy),
+        PoolShape(layers={0: 40}, slots=4, slot_bytes=10, top_k=2, policy="lru"),
+        PoolShape(layers={1: 8}, slots=8, slot_bytes=1, top_k=2, policy="lru"),
     ]
     curve = MissRatioCurve(pools, sizes=(1.0,), half_life_tokens=FOREVER)
     for n in range(420):

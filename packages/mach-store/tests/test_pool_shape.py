@@ -4,7 +4,7 @@ from mach_store.pool_shape import PoolShape
 
 def shape(slots: int) -> PoolShape:
     layers = dict.fromkeys(range(4), 10)
-    return PoolShape(layers=layers, slots=slots, slot_bytes=100, top_k=2, policy=LruPolicy)
+    return PoolShape(layers=layers, slots=slots, slot_bytes=100, top_k=2, policy="lru")
 
 
 def test_a_pool_is_between_one_tokens_experts_and_all() -> None:
@@ -16,14 +16,15 @@ def test_a_layer_keeps_half_of_its_share_and_one_tokens_experts_at_least() -> No
     assert (shape(9).share, shape(9).floor) == (2, 2)
 
 
-def test_a_policy_that_hears_of_a_part_has_that_part_of_the_floors() -> None:
+def test_a_policy_that_hears_of_a_part_is_made_for_that_part(monkeypatch) -> None:
     asked = []
 
-    def policy(floors):
-        asked.append(floors)
+    def made(name, floors, *, experts, top_k):
+        asked.append((name, floors, experts, top_k))
         return LruPolicy(floors)
 
-    sized = PoolShape(layers={3: 64, 5: 64}, slots=64, slot_bytes=1, top_k=2, policy=policy)
-    assert sized.new_policy().name == "lru"
+    monkeypatch.setattr("mach_store.pool_shape.make_policy", made)
+    sized = PoolShape(layers={3: 64, 5: 64}, slots=64, slot_bytes=1, top_k=2, policy="lfu")
+    sized.new_policy()
     sized.new_policy(0.25)
-    assert asked == [{3: 16, 5: 16}, {3: 4, 5: 4}]
+    assert asked == [("lfu", {3: 16, 5: 16}, 128, 2), ("lfu", {3: 4, 5: 4}, 32, 0.5)]

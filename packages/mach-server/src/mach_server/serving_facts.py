@@ -55,6 +55,7 @@ class ServingFacts:
         transient_prefill: whether prompts go through the scratch arena where the bank is not whole.
         resident_metal: whether every expert stays in Metal memory.
         context_length: tokens that prompt and answer may have together.
+        eviction_policy: which expert leaves a full bank; `none` when nothing is streamed.
         bank_bytes: memory allocated for experts.
         scratch_bytes: memory of the scratch arena, once a prompt has used it.
         other_weight_bytes: memory of all other weights.
@@ -81,6 +82,7 @@ class ServingFacts:
     transient_prefill: bool
     resident_metal: bool
     context_length: int
+    eviction_policy: str
     bank_bytes: int
     scratch_bytes: int
     other_weight_bytes: int
@@ -137,6 +139,7 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         transient_prefill=streaming and loaded.dispatch == "gather",
         resident_metal=store.residency == "stacked" and _on_metal(),
         context_length=engine.context_length,
+        eviction_policy=store.policy if isinstance(store, BankCache) else "none",
         bank_bytes=store.nbytes,
         scratch_bytes=store.scratch_bytes
         if isinstance(store, BankCache) and loaded.dispatch == "gather"

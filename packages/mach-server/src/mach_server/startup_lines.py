@@ -23,7 +23,7 @@ def startup_lines(facts: ServingFacts) -> list[str]:
     return [
         f"startup mode profile=production production_streaming_mode={facts.serving_mode} "
         f"transient_prefill={int(facts.transient_prefill)} expert_residency={facts.residency} "
-        f"dispatch={facts.dispatch} arch={arch}",
+        f"dispatch={facts.dispatch} eviction_policy={facts.eviction_policy} arch={arch}",
         f"production optimizations direct_pread={native} direct_io={int(facts.direct_io)} "
         f"read_threads={facts.read_threads} verify_reads={int(facts.verified)} "
         f"native_prefill_fused=0 async_prefetch=0 resident_metal={int(facts.resident_metal)}",
