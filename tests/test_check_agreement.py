@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from mach.preflight.machine import Machine
 from mach.preflight.memory import estimate_memory
 from mach.settings import CoreSettings
 from mach_decode.loader import load_swapped
+from mach_decode.memory_flags import MemoryFlags
 from mach_decode.unswapped_loader import load_unswapped
 from mach_server import serve_options
 from mach_store.engine_checkpoint import write_stacked_checkpoint
@@ -59,16 +61,18 @@ PACKINGS = {
 }
 
 
-def outcomes(directory: Path, budget: float | None = None) -> dict[str, bool]:
+def outcomes(directory: Path, budget: float | None = None, **budgets: float) -> dict[str, bool]:
     """Whether each residency loads; `unswapped` is mlx-lm's own model, with `--backend openai`."""
     result = {}
     for path, residency in RESIDENCIES.items():
-        gigabytes = budget if residency in ("streaming", "bf16_streaming") else None
+        flags = MemoryFlags(expert_cache_gb=budget, **budgets)
+        if residency not in ("streaming", "bf16_streaming"):
+            flags = replace(flags, expert_cache_gb=None, prefill_scratch_gb=None)
         try:
             if residency == "unswapped":
-                loaded = load_unswapped(str(directory))
+                loaded = load_unswapped(str(directory), memory=flags)
             else:
-                loaded = load_swapped(str(directory), expert_residency=residency, expert_cache_gb=gigabytes)
+                loaded = load_swapped(str(directory), expert_residency=residency, memory=flags)
         except MachError as error:
             print(path, error)
             result[path] = False
@@ -78,17 +82,18 @@ def outcomes(directory: Path, budget: float | None = None) -> dict[str, bool]:
     return result
 
 
-def check(directory: Path, tmp_path: Path, budget: float | None = None) -> dict:
+def check(directory: Path, tmp_path: Path, budget: float | None = None, **budgets: float) -> dict:
     """What `mach check --json` prints."""
     settings = CoreSettings(cache_root=str(tmp_path / "cache"))
-    return check_report(str(directory), CheckOptions(expert_cache_gb=budget, local_only=True), settings)
+    options = CheckOptions(expert_cache_gb=budget, local_only=True, **budgets)
+    return check_report(str(directory), options, settings)
 
 
-def agree(directory: Path, tmp_path: Path, budget: float | None = None) -> dict:
+def agree(directory: Path, tmp_path: Path, budget: float | None = None, **budgets: float) -> dict:
     """The report, after comparing it with what loading and serving do."""
-    report = check(directory, tmp_path, budget)
+    report = check(directory, tmp_path, budget, **budgets)
     said = {row["path"]: row["status"] == "ok" for row in report["paths"]}
-    done = outcomes(directory, budget)
+    done = outcomes(directory, budget, **budgets)
     unswapped = done.pop("unswapped")
     assert {path: said[path] for path in done} == done, report["paths"]
     assert not any(said[path] for path in NOT_SERVED), "the server has no flag for these"
@@ -121,6 +126,10 @@ def test_check_agrees_with_loading(family: str, packing: str, tmp_path: Path) ->
     assert (report["layout"]["kind"], report["supported"]) == ("stacked", family not in SLICED_ALONE)
     agree(stacked, tmp_path, budget=1e-9)
     agree(sliced, tmp_path, budget=1e5)
+    assert not agree(stacked, tmp_path, memory_gb=0.5)["supported"]
+    agree(stacked, tmp_path, memory_gb=0.9, kv_cache_gb=0.05)
+    agree(sliced, tmp_path, budget=0.001, kv_cache_gb=1e-6)
+    agree(sliced, tmp_path, memory_gb=0.6, prefill_scratch_gb=1e-6)
     layer = next((sliced / "expert_sidecar").glob("layer_*.bin"))
     layer.write_bytes(layer.read_bytes()[:-1])
     report = agree(sliced, tmp_path)
@@ -297,8 +306,8 @@ def test_check_counts_the_bytes_that_bf16_streaming_takes(family: str, packing: 
     write_stacked_checkpoint(tmp_path / "s", tmp_path / "stacked")
     inspection = inspect_checkpoint(tmp_path / "stacked")
     machine = Machine("cpu", 64 << 30, 48 << 30, "test")
-    said = estimate_memory(inspection, None, machine, context=256, expert_cache_bytes=None)
-    loaded = load_swapped(str(tmp_path / "stacked"), expert_residency="bf16_streaming", expert_cache_gb=None)
+    said = estimate_memory(inspection, None, machine, context=256)
+    loaded = load_swapped(str(tmp_path / "stacked"), expert_residency="bf16_streaming")
     assert said.float_bank_bytes == loaded.store.nbytes
     assert said.bf16_streaming.parts["arena"] == loaded.store.scratch_bytes
     loaded.store.close()

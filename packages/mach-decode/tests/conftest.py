@@ -146,6 +146,8 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
             cache=SimpleNamespace(make=lambda: [Position()], evaluate=lambda caches: None),
             context_length=context_length,
             vocabulary_size=vocabulary,
+            plan=SimpleNamespace(tokens=context_length, kv=0),
+            kv_bytes=None,
             directory=Path("scripted"),
             dispatch="gather",
         )

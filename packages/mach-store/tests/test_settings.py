@@ -28,6 +28,7 @@ def test_every_variable_is_read() -> None:
         transient_min_tokens=5,
         scratch_experts=3,
         eviction_policy="lfu",
+        scratch_told=True,
     )
 
 

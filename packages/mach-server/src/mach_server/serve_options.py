@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mach.commands.budget_flags import add_budget_flags
 from mach_decode.engine import UNSWAPPED, EngineConfig
 from mach_server.access import Access
 from mach_server.api_key import VARIABLE, checked_key, key_from_environment
@@ -71,17 +72,25 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
     options = parser.parse_args(arguments)
     if (options.model is None) == (options.checkpoint is None):
         parser.error("name one checkpoint, either as MODEL or with --checkpoint")
+    streams = [
+        flag
+        for flag, value in (
+            ("--expert-cache-gb", options.expert_cache_gb),
+            ("--prefill-scratch-gb", options.prefill_scratch_gb),
+        )
+        if value is not None
+    ]
     if options.backend == "openai":
-        if options.residency is not None or options.expert_cache_gb is not None:
+        if options.residency is not None or streams:
             parser.error(
-                "--backend openai serves mlx-lm's own model: leave out --streaming, --no-streaming and "
-                "--expert-cache-gb"
+                "--backend openai serves mlx-lm's own model: leave out --streaming, --no-streaming, "
+                "--expert-cache-gb and --prefill-scratch-gb"
             )
         options.residency = UNSWAPPED
     elif options.residency is None:
         parser.error("one of --streaming and --no-streaming is required (or --backend openai)")
-    if options.expert_cache_gb is not None and options.residency == "stacked":
-        parser.error("--expert-cache-gb needs --streaming: with --no-streaming every expert stays in memory")
+    if streams and options.residency == "stacked":
+        parser.error(f"{streams[0]} needs --streaming: with --no-streaming every expert stays in memory")
     if options.uds is not None and (options.host is not None or options.port is not None):
         parser.error("--uds listens on no TCP address: leave out --host and --port")
     limits = Limits(
@@ -97,6 +106,10 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
             checkpoint=options.checkpoint or options.model,
             expert_residency=options.residency,
             expert_cache_gb=options.expert_cache_gb,
+            memory_gb=options.memory_gb,
+            prefill_scratch_gb=options.prefill_scratch_gb,
+            kv_cache_gb=options.kv_cache_gb,
+            wired_gb=options.wired_gb,
         ),
         target_only=options.target_only,
         host=DEFAULT_HOST if options.host is None else options.host,
@@ -117,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_model_flags(parser)
+    add_budget_flags(parser.add_argument_group("memory"))
     _add_address_flags(parser.add_argument_group("address and access"))
     _add_limit_flags(parser.add_argument_group("limits"))
     parser.add_argument(
@@ -147,12 +161,6 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const="stacked",
         help="every expert stays in memory (stacked layout only)",
-    )
-    parser.add_argument(
-        "--expert-cache-gb",
-        type=float,
-        metavar="GB",
-        help="budget of the expert bank in 10⁹ bytes (default: all experts, or half of the free memory)",
     )
     parser.add_argument(
         "--target-only", action="store_true", help="no speculative decoding (this version has none anyway)"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mach.preflight.memory_plan import SCRATCH_EXPERTS
 from mach_store.errors import SettingError
 from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
@@ -27,6 +28,7 @@ class StoreSettings:
         transient_min_tokens: `LME_TRANSIENT_MIN_TOKENS`; from this many tokens on, a forward pass goes
             expert by expert through the scratch arena and leaves the bank's contents alone.
         scratch_experts: `LME_SCRATCH_EXPERTS`; experts that the scratch arena holds at once.
+        scratch_told: whether that variable is set.
         cpu_kernels: `LME_CPU_KERNELS`; compute products in native code where MLX runs on the CPU.
         cpu_threads: `LME_CPU_THREADS`; threads of one such product, 1 to 64; 0 for one per usable CPU.
         bf16_stacked_streaming: `LME_BF16_STACKED_STREAMING`; streaming keeps plain floats in the bank, read
@@ -42,7 +44,8 @@ class StoreSettings:
     direct_io: bool = False
     verify_reads: bool = True
     transient_min_tokens: int = 32
-    scratch_experts: int = 16
+    scratch_experts: int = SCRATCH_EXPERTS
+    scratch_told: bool = False
     cpu_kernels: bool = True
     cpu_threads: int = 0
     bf16_stacked_streaming: bool = False
@@ -69,6 +72,7 @@ class StoreSettings:
                 environment, "LME_TRANSIENT_MIN_TOKENS", default.transient_min_tokens, 2, 1 << 20
             ),
             scratch_experts=_integer(environment, "LME_SCRATCH_EXPERTS", default.scratch_experts, 1, 4096),
+            scratch_told="LME_SCRATCH_EXPERTS" in environment,
             cpu_kernels=_flag(environment, "LME_CPU_KERNELS", default.cpu_kernels),
             cpu_threads=_integer(environment, "LME_CPU_THREADS", default.cpu_threads, 0, 64),
             bf16_stacked_streaming=_flag(
