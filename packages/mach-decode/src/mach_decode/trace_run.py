@@ -10,7 +10,6 @@ from mach_decode.loaded_model import LoadedModel
 from mach_store.bank_cache import BankCache
 from mach_store.checkpoint_fingerprint import checkpoint_fingerprint
 from mach_store.errors import RoutesUnseenError
-from mach_store.expert_arrays import slot_bytes
 from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.trace.trace_header import TraceHeader, TraceRun
 
@@ -33,11 +32,12 @@ def trace_header(loaded: LoadedModel, recorded_by: str) -> TraceHeader:
         schemas, experts = store.source.schemas, store.source.num_experts
         sizes = {layer: store.form.slot_bytes(schema) for layer, schema in schemas.items()}
         first_layers = {id(bank.pool): bank.pool for _, bank in sorted(store.layers.items())}
-        policy, narrow = next(iter(first_layers.values())).policy.name, store.form.narrow
+        policy = next(iter(first_layers.values())).policy.name
+        narrow = any(pool.narrow for pool in first_layers.values())
         bank_slots = [pool.slots for pool in first_layers.values()]
     elif isinstance(store, ResidentStackedExpertCache):
         schemas, experts = store.schemas, store.num_experts
-        sizes = {layer: slot_bytes(schema, store.compute) for layer, schema in schemas.items()}
+        sizes = {layer: store.layers[layer].slot_bytes for layer in schemas}
     else:
         raise RoutesUnseenError(
             "routes are recorded with --streaming or --no-streaming: here the experts are mlx-lm's own"

@@ -98,6 +98,8 @@ async def _serve(server: HttpServer, service: InferenceService, url: str) -> Non
         facts = service.facts
         if facts.reader == "diagnostic-python":
             log.warning("experts are read by the slow diagnostic Python reader (%s)", facts.reader_reason)
+        if facts.streaming:
+            log.info("experts are read %s: %s", facts.direct.way, facts.direct.reason)
         # Until here a signal ends the process at once: nothing is to be drained, and no load can be stopped.
         for number in signals:
             loop.add_signal_handler(number, drain)
