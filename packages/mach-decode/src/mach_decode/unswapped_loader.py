@@ -37,6 +37,7 @@ from mach_decode.memory_refusal import admitted_plan
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
 from mach_decode.wired_memory import wire
 from mach_store.cpu_kernels import stock_kernels
+from mach_store.direct_choice import NOTHING_STREAMED
 from mach_store.model_builder import compute_dtype
 from mach_store.settings import StoreSettings
 from mach_store.unswapped_experts import UnswappedExperts
@@ -67,6 +68,8 @@ def load_unswapped(checkpoint: str, *, widen: bool = True, memory: MemoryFlags =
         raise ResidencyError("LME_BF16_STACKED_STREAMING=1 goes with --streaming, not with --backend openai")
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 goes with --streaming, not with --backend openai")
+    if settings.direct_io:
+        raise ResidencyError("LME_DIRECT_IO=1 goes with --streaming, not with --backend openai")
     directory = obtain_checkpoint(checkpoint)
     config = read_config(directory)
     adapter = REGISTRY.get(config.text("model_type"))
@@ -112,6 +115,7 @@ def load_unswapped(checkpoint: str, *, widen: bool = True, memory: MemoryFlags =
         plan=plan,
         kv_bytes=kv_bytes,
         wired_bytes=wired,
+        direct=NOTHING_STREAMED,
     )
 
 
