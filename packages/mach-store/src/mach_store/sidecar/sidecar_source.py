@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mach.io.sidecar_layout import RecordSchema, SidecarLayout, SidecarLayoutError, check_files, read_layout
 from mach_store.expert_source import Location
+from mach_store.file_marks import FileMarks
 
 
 class SidecarSource:
@@ -41,9 +42,12 @@ class SidecarSource:
         self._layers = {layer.index: layer for layer in self.layout.layers}
         self._verify = verify
         self._fds: dict[int, int] = {}
+        self._marks = FileMarks()
         try:
             for layer in self.layout.layers:
-                self._fds[layer.index] = _open(os.path.join(directory, layer.file), direct)
+                path = os.path.join(directory, layer.file)
+                self._fds[layer.index] = _open(path, direct)
+                self._marks.remember(self._fds[layer.index], path)
         except OSError as error:
             self.close()
             hint = ": this file system has no direct reads, unset LME_DIRECT_IO" if direct else ""
@@ -63,6 +67,10 @@ class SidecarSource:
     def path_of(self, layer: int, segment: int, expert: int) -> str:
         """See `ExpertSource`."""
         return os.path.join(self.directory, self._layers[layer].file)
+
+    def changed(self, fds: Sequence[int]) -> str | None:
+        """See `ExpertSource`."""
+        return self._marks.changed(fds)
 
     def close(self) -> None:
         """See `ExpertSource`."""
