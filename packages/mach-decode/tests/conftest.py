@@ -70,7 +70,7 @@ def gigabytes() -> Callable[[Path, int], float]:
 
     def budget(directory: Path, slots: int) -> float:
         source = SidecarSource(str(directory / "expert_sidecar"))
-        size = max(slot_bytes(schema, mx.float32) for schema in source.schemas.values())
+        size = max(slot_bytes(schema, mx.bfloat16) for schema in source.schemas.values())
         source.close()
         return (slots * size + 0.5) / 1e9
 
@@ -146,6 +146,8 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
             cache=SimpleNamespace(make=lambda: [Position()], evaluate=lambda caches: None),
             context_length=context_length,
             vocabulary_size=vocabulary,
+            plan=SimpleNamespace(tokens=context_length, kv=0),
+            kv_bytes=None,
             directory=Path("scripted"),
             dispatch="gather",
         )

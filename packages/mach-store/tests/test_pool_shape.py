@@ -1,10 +1,12 @@
-from mach_store.eviction import LruPolicy
+import pytest
+
+from mach_store.eviction import POLICIES
 from mach_store.pool_shape import PoolShape
 
 
 def shape(slots: int) -> PoolShape:
     layers = dict.fromkeys(range(4), 10)
-    return PoolShape(layers=layers, slots=slots, slot_bytes=100, top_k=2, policy=LruPolicy)
+    return PoolShape(layers=layers, slots=slots, slot_bytes=100, top_k=2, policy="lru")
 
 
 def test_a_pool_is_between_one_tokens_experts_and_all() -> None:
@@ -16,14 +18,15 @@ def test_a_layer_keeps_half_of_its_share_and_one_tokens_experts_at_least() -> No
     assert (shape(9).share, shape(9).floor) == (2, 2)
 
 
-def test_a_policy_that_hears_of_a_part_has_that_part_of_the_floors() -> None:
-    asked = []
-
-    def policy(floors):
-        asked.append(floors)
-        return LruPolicy(floors)
-
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_that_hears_of_a_part_has_that_part_of_the_floors(policy) -> None:
     sized = PoolShape(layers={3: 64, 5: 64}, slots=64, slot_bytes=1, top_k=2, policy=policy)
-    assert sized.new_policy().name == "lru"
-    sized.new_policy(0.25)
-    assert asked == [{3: 16, 5: 16}, {3: 4, 5: 4}]
+    assert sized.new_policy().name == policy
+    assert (sized.floors(), sized.floors(0.25)) == ({3: 16, 5: 16}, {3: 4, 5: 4})
+    part = sized.new_policy(0.25)
+    for expert in range(4):
+        part.insert((3, expert))
+        part.insert((5, expert))
+    part.insert((5, 4))
+    # Layer 3 is at its floor, layer 5 above it by one.
+    assert part.candidates(1, ())[0][0] == 5

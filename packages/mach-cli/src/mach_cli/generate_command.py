@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 
+from mach.commands.budget_flags import add_budget_flags
 from mach.commands.process import run_command
 from mach_decode.engine import UNSWAPPED, Engine, EngineConfig
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest
@@ -24,10 +25,11 @@ def run(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.backend == "openai":
-        if options.residency is not None or options.expert_cache_gb is not None:
+        streaming = (options.residency, options.expert_cache_gb, options.prefill_scratch_gb)
+        if any(value is not None for value in streaming):
             parser.error(
-                "--backend openai runs mlx-lm's own model: leave out --streaming, --no-streaming and "
-                "--expert-cache-gb"
+                "--backend openai runs mlx-lm's own model: leave out --streaming, --no-streaming, "
+                "--expert-cache-gb and --prefill-scratch-gb"
             )
         options.residency = UNSWAPPED
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -45,6 +47,10 @@ def run(arguments: Sequence[str]) -> int:
             checkpoint=options.model,
             expert_residency=options.residency,
             expert_cache_gb=options.expert_cache_gb,
+            memory_gb=options.memory_gb,
+            prefill_scratch_gb=options.prefill_scratch_gb,
+            kv_cache_gb=options.kv_cache_gb,
+            wired_gb=options.wired_gb,
         )
     )
     residency = engine.store.residency
@@ -117,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     residency.add_argument(
         "--no-streaming", dest="residency", action="store_const", const="stacked", help="all in memory"
     )
-    parser.add_argument("--expert-cache-gb", type=float, help="expert bank budget in 10^9 bytes (streaming)")
+    add_budget_flags(parser.add_argument_group("memory"))
     parser.add_argument(
         "--backend",
         choices=("production", "openai"),

@@ -29,7 +29,7 @@ MOST_COST = 0.01
 STRETCH_TOKENS = 32
 """Tokens between two looks at the bank's counters."""
 
-BURST_STRETCHES = 4
+BURST_STRETCHES = 2
 """Stretches that are followed at least before a pause."""
 
 WHOLE = "every expert is in memory: nothing is missed, and no other bank would do better"

@@ -13,10 +13,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mach_decode.bank_forecast import BankForecast
-from mach_decode.errors import EngineBusyError, GenerationCancelledError, ResidencyError, TokenizerError
+from mach_decode.errors import EngineBusyError, GenerationCancelledError, TokenizerError
 from mach_decode.generation import Generation
+from mach_decode.kv_budget import KvBudget
 from mach_decode.loaded_model import LoadedModel
 from mach_decode.loader import load_swapped
+from mach_decode.memory_flags import MemoryFlags
 from mach_decode.request import GenerationRequest, StepEvent
 from mach_decode.route_observer import RouteObservers
 from mach_decode.unswapped_loader import load_unswapped
@@ -38,13 +40,32 @@ class EngineConfig:
         expert_residency: `streaming`, `stacked` or `bf16_streaming`; `unswapped` is mlx-lm's own model, which
             may be any; None is `stacked` where checkpoint and memory allow it, else `streaming`.
         expert_cache_gb: budget of the expert bank in 10⁹ bytes; None lets the loader choose (streaming only).
+        memory_gb: what everything may take together, in 10⁹ bytes; this and the next ones: docs/memory.md.
+        prefill_scratch_gb: the arena of long prompts (streaming only).
+        kv_cache_gb: keys and values of a prompt and its answer.
+        wired_gb: Metal's wired limit (Metal only).
         prefill_chunk: prompt tokens per forward pass; None chooses by device and residency.
     """
 
     checkpoint: str
     expert_residency: str | None = "streaming"
     expert_cache_gb: float | None = None
+    memory_gb: float | None = None
+    prefill_scratch_gb: float | None = None
+    kv_cache_gb: float | None = None
+    wired_gb: float | None = None
     prefill_chunk: int | None = None
+
+    @property
+    def memory(self) -> MemoryFlags:
+        """The budgets."""
+        return MemoryFlags(
+            expert_cache_gb=self.expert_cache_gb,
+            memory_gb=self.memory_gb,
+            prefill_scratch_gb=self.prefill_scratch_gb,
+            kv_cache_gb=self.kv_cache_gb,
+            wired_gb=self.wired_gb,
+        )
 
 
 def _never() -> bool:
@@ -58,7 +79,8 @@ class Engine:
         loaded: what was loaded and how, for start-up lines and reports.
         store: what holds the experts; empty for mlx-lm's own model.
         end_tokens: token ids that end an answer.
-        context_length: tokens that prompt and answer may have together.
+        context_length: tokens that the model takes, prompt and answer together.
+        kv_budget: how many of them there is memory for.
         route_observers: who sees which experts each token is routed to.
         forecast: what banks of other sizes would do.
     """
@@ -74,6 +96,12 @@ class Engine:
         self.kv_caches = loaded.cache
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
+        self.kv_budget = KvBudget(
+            context_length=loaded.context_length,
+            tokens=loaded.plan.tokens,
+            nbytes=loaded.plan.kv,
+            size=loaded.kv_bytes,
+        )
         self.vocabulary_size = loaded.vocabulary_size
         self._busy = False
         # Without a fence in every layer a request can be cancelled between chunks only; on a CPU, where a
@@ -89,14 +117,12 @@ class Engine:
             MachError: every way in which a checkpoint, a budget or the machine can refuse.
         """
         if config.expert_residency == UNSWAPPED:
-            if config.expert_cache_gb is not None:
-                raise ResidencyError("--expert-cache-gb bounds the streaming bank: --backend openai has none")
-            loaded = load_unswapped(config.checkpoint)
+            loaded = load_unswapped(config.checkpoint, memory=config.memory)
         else:
             loaded = load_swapped(
                 config.checkpoint,
                 expert_residency=config.expert_residency,
-                expert_cache_gb=config.expert_cache_gb,
+                memory=config.memory,
             )
         return cls(loaded, prefill_chunk=config.prefill_chunk)
 
@@ -111,7 +137,7 @@ class Engine:
 
         Raises:
             GenerationCancelledError: `cancelled` said so; the engine is free again.
-            PromptTooLongError, SamplingError: the request cannot be answered.
+            PromptTooLongError, KvBudgetError, SamplingError: the request cannot be answered.
             EngineBusyError: another answer has not been finished or closed.
             StoreError: an expert could not be read; no token computed from it was given.
         """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from mach_decode.errors import PromptTooLongError, SamplingError
+from mach_decode.errors import SamplingError
 from mach_decode.logprobs import LogprobQueue, MeasuredLogprobs, TokenLogprob
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest, StepEvent
 from mach_decode.sampling import choose
@@ -48,7 +48,7 @@ class Generation:
         """Check the request; nothing is computed yet.
 
         Raises:
-            PromptTooLongError: prompt and one token do not fit into the context.
+            PromptTooLongError, KvBudgetError: prompt and answer do not fit into the context, or the memory.
             SamplingError: the prompt is empty or names an unknown token, as may logit_bias; max_tokens is too
                 small, or a stop string is empty.
         """
@@ -66,14 +66,11 @@ class Generation:
             raise SamplingError("max_tokens", f"must be at least {least}, not {request.max_tokens}")
         if "" in request.stop:
             raise SamplingError("stop", "holds an empty string, which would end every answer: leave it out")
-        room = engine.context_length - len(request.prompt)
-        if room < 1:
-            raise PromptTooLongError(len(request.prompt), engine.context_length)
+        self._limit = engine.kv_budget.room(len(request.prompt), request.max_tokens)
         self.request = request
         self.tokens: list[int] = []
         self.finished = False
         self._engine = engine
-        self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self._cache: list[Any] = engine.kv_caches.make()
         self._prefilled = 0
         self._text = text_stream(engine.tokenizer)

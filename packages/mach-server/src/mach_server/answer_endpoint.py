@@ -131,6 +131,7 @@ class AnswerEndpoint:
                 param=request.prompt_field,
                 code="prompt_too_long",
             )
+        prepare.check_room(prompt, request.max_tokens)
         if exchange.echo is not None:
             given = request.prompt
             exchange.echo(given if isinstance(given, str) else await prepare.text_of(prompt))

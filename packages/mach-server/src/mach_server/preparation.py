@@ -103,6 +103,14 @@ class Preparation:
             raise invalid(request.prompt_field, why)
         return tokens
 
+    def check_room(self, prompt: tuple[int, ...], max_tokens: int | None) -> None:
+        """Refuse now what the engine would refuse when its turn comes.
+
+        Raises:
+            PromptTooLongError, KvBudgetError: prompt and answer do not fit into the context, or the memory.
+        """
+        self._present_engine().kv_budget.room(len(prompt), max_tokens)
+
     async def text_of(self, tokens: tuple[int, ...]) -> str:
         """The text of a prompt's tokens."""
         engine = self._present_engine()

@@ -16,6 +16,7 @@ from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import BankResizeError, DispatchCancelledError
+from mach_store.eviction import DEFAULT_POLICY
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
@@ -52,6 +53,7 @@ class BankCache:
         layers: model index → that layer's view.
         form: how experts lie in memory.
         residency: `"streaming"` or the form's own name, for reports.
+        policy: the name of what chooses who leaves.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class BankCache:
         compute: mx.Dtype,
         scratch_experts: int = 16,
         form: BankForm | None = None,
+        policy: str = DEFAULT_POLICY,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -75,6 +78,7 @@ class BankCache:
             compute: dtype of the activations.
             scratch_experts: experts that the arena for transient prefill holds at once.
             form: how experts lie in memory; None is as they are stored.
+            policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -92,7 +96,7 @@ class BankCache:
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
         # Where the bank is narrow, whatever a token needs of one layer must fit into the arena.
-        least_scratch = top_k if self.form.narrow else 1
+        least_scratch = top_k if any(map(self.form.narrow, groups)) else 1
         self.scratch_experts = min(max(scratch_experts, least_scratch), source.num_experts)
         self._sizes = BankBudget(
             {
@@ -107,12 +111,13 @@ class BankCache:
         self.layers: dict[int, LayerExpertBank] = {}
         for schema, members in groups.items():
             layers = dict.fromkeys(members, source.num_experts)
-            pool = ExpertPool(schema, layers, slots[schema], top_k, self.form)
+            pool = ExpertPool(schema, layers, slots[schema], top_k, self.form, policy)
             self._pools.append(pool)
             for layer in members:
                 self.layers[layer] = LayerExpertBank(layer, pool, source, reader)
         self.total_bytes, self.least_bytes = self._sizes.total_bytes, self._sizes.least_bytes
         self.declared_bytes = budget_bytes
+        self.policy = policy
         self.resize_refusal = page_return.refusal()
         self.given_up = 0
 
@@ -129,9 +134,8 @@ class BankCache:
     @property
     def scratch_bytes(self) -> int:
         """Bytes the scratch arena takes, from its first use on; 0 when the bank is whole and needs none."""
-        if self.whole and not self.form.narrow:
-            return 0
-        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
+        used = self._pools if not self.whole else [pool for pool in self._pools if pool.narrow]
+        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in used)
 
     @property
     def slots(self) -> int:
@@ -236,7 +240,7 @@ class BankCache:
         The bank's own, or where that is narrow the arena with their widened copies, which last as long as
         the pins do: at most `scratch_experts` of them.
         """
-        if not self.form.narrow:
+        if not bank.pool.narrow:
             return bank.components, slot_of
         arena = self.scratch(bank.layer)
         arena.copy_from(bank.pool.arrays, list(slot_of.values()))
@@ -300,7 +304,7 @@ class BankCache:
         """What `/v1/cache/stats` reports as `streaming_summary`."""
         return {
             "residency": self.residency,
-            "policy": self._pools[0].policy.name,
+            "policy": self.policy,
             "budget_bytes": self.budget_bytes,
             "declared_budget_bytes": self.declared_bytes,
             "resizable": self.resize_refusal is None,

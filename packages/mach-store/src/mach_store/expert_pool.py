@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
-from mach_store.eviction import EvictionPolicy, Key, LruPolicy
+from mach_store.eviction import DEFAULT_POLICY, EvictionPolicy, Key
 from mach_store.pool_shape import PoolShape
 
 
@@ -22,6 +22,7 @@ class ExpertPool:
         slot_bytes: memory of one of them.
         share: an even part of the slots for each layer.
         narrow: whether it must be widened before it is computed with.
+        for_kernels: whether it suits native kernels alone.
         table: (layer, expert) → slot, for experts that are readable.
         present: for each layer a byte per expert, 1 where it is in `table`: cheap to copy for reports.
         pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
@@ -35,10 +36,14 @@ class ExpertPool:
         slots: int,
         top_k: int,
         form: BankForm,
+        policy: str = DEFAULT_POLICY,
     ) -> None:
-        """Allocate `slots` slots for `layers` (model index → number of experts)."""
+        """Allocate `slots` slots for `layers` (model index → number of experts).
+
+        `policy` is one of `mach_store.eviction.POLICIES`.
+        """
         self.schema = schema
-        self.narrow = form.narrow
+        self.narrow, self.for_kernels = form.narrow(schema), form.for_kernels(schema)
         self.arrays = form.bank(schema, slots)
         self.slot_bytes = self.arrays.nbytes // slots
         self.table: dict[Key, int] = {}
@@ -46,7 +51,7 @@ class ExpertPool:
         self.pinned: set[Key] = set()
         self.occupancy = dict.fromkeys(layers, 0)
         self.shape = PoolShape(
-            layers=dict(layers), slots=slots, slot_bytes=self.slot_bytes, top_k=top_k, policy=LruPolicy
+            layers=dict(layers), slots=slots, slot_bytes=self.slot_bytes, top_k=top_k, policy=policy
         )
         self._use(self.shape)
         self.policy: EvictionPolicy = self.shape.new_policy()
@@ -66,21 +71,21 @@ class ExpertPool:
 
         The caller hands every slot back through `fill` or `give_back`.
         """
-        slots, evicted = [], []
-        for _ in range(count):
-            if not self._free:
-                evicted.append(self._evict())
-            slots.append(self._free.pop())
-        return slots, evicted
+        evicted = self._evict(count - len(self._free))
+        return [self._free.pop() for _ in range(count)], evicted
 
-    def _evict(self) -> Key:
-        victim = self.policy.victim(self.pinned)
-        assert victim is not None, "a fence never needs more experts than the pool has slots"
-        self.policy.remove(victim)
-        self.occupancy[victim[0]] -= 1
-        self.present[victim[0]][victim[1]] = 0
-        self._free.append(self.table.pop(victim))
-        return victim
+    def _evict(self, count: int) -> list[Key]:
+        """Give up `count` experts, if that is more than none."""
+        if count <= 0:
+            return []
+        victims = self.policy.candidates(count, self.pinned)
+        assert len(victims) == count, "a fence never needs more experts than the pool has slots"
+        for victim in victims:
+            self.policy.remove(victim)
+            self.occupancy[victim[0]] -= 1
+            self.present[victim[0]][victim[1]] = 0
+            self._free.append(self.table.pop(victim))
+        return victims
 
     def resize(self, slots: int) -> list[Key]:
         """Use the first `slots` slots alone, and give the others' memory back; or use more of them again.
@@ -99,9 +104,7 @@ class ExpertPool:
         before = self.slots
         self._use(replace(self.shape, slots=slots))
         self.policy.set_floors(self.shape.floors())
-        given_up = []
-        while len(self.table) > slots:
-            given_up.append(self._evict())
+        given_up = self._evict(len(self.table) - slots)
         if slots > before:
             # At the front: slots that are in memory already are used first.
             self._free[:0] = range(slots - 1, before - 1, -1)

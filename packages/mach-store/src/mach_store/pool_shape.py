@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mach_store.eviction import EvictionPolicy
+from mach_store.eviction import EvictionPolicy, make_policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,14 +17,14 @@ class PoolShape:
         slots: experts that it holds.
         slot_bytes: memory of one.
         top_k: experts of one token in one layer: no pool holds less than these for all its layers.
-        policy: makes an eviction policy for a floor per layer.
+        policy: the name of its eviction policy.
     """
 
     layers: Mapping[int, int]
     slots: int
     slot_bytes: int
     top_k: int
-    policy: Callable[[Mapping[int, int]], EvictionPolicy]
+    policy: str
 
     @property
     def most(self) -> int:
@@ -52,4 +52,6 @@ class PoolShape:
 
     def new_policy(self, rate: float = 1.0) -> EvictionPolicy:
         """A policy with these floors. Args: rate: of the experts that it will hear of."""
-        return self.policy(self.floors(rate))
+        return make_policy(
+            self.policy, self.floors(rate), experts=rate * self.most, uses_per_token=rate * self.least
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -51,6 +51,10 @@ class ScatterReader:
     _plan: Callable[..., Any]
     _read_error: type[Exception]
     _checksum_error: type[Exception]
+
+    def with_direct(self, direct: bool) -> ScatterReader:
+        """The same reader for descriptors that were opened so."""
+        return self if direct == self.direct else replace(self, direct=direct)
 
     def plan(self, arrays: Sequence[mx.array], nbytes: Sequence[int], widen: Sequence[bool]) -> ScatterPlan:
         """A plan that reads records into the slots of `arrays` (evaluated, row-contiguous)."""
@@ -136,7 +140,7 @@ def open_reader(settings: StoreSettings) -> ScatterReader:
         native=True,
         reason="",
         threads=settings.read_threads,
-        direct=settings.direct_io,
+        direct=settings.direct_io is True,
         _plan=native.ScatterPlan,
         _read_error=native.ReadError,
         _checksum_error=native.ChecksumError,
