@@ -20,7 +20,7 @@ from mach_server.api_key import VARIABLE
 from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
 from mach_server.listening_socket import tcp_socket, unix_socket
-from mach_server.log_output import logging_to
+from mach_server.log_output import MEMORY, logging_to
 from mach_server.serve_options import ServeOptions, parse
 from mach_server.startup_lines import startup_lines
 from mach_server.trace_recording import TraceRecording
@@ -99,7 +99,7 @@ async def _serve(server: HttpServer, service: InferenceService, url: str) -> Non
         if facts.reader == "diagnostic-python":
             log.warning("experts are read by the slow diagnostic Python reader (%s)", facts.reader_reason)
         if facts.streaming:
-            log.info("experts are read %s: %s", facts.direct.way, facts.direct.reason)
+            logging.getLogger(MEMORY).info("experts are read %s: %s", facts.direct.way, facts.direct.reason)
         # Until here a signal ends the process at once: nothing is to be drained, and no load can be stopped.
         for number in signals:
             loop.add_signal_handler(number, drain)

@@ -25,6 +25,7 @@ class StoreSettings:
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
             `direct_choice` to say.
+        memory_pressure: `LME_MEMORY_PRESSURE`; the bank shrinks when the machine's memory runs short.
         verify_reads: `LME_VERIFY_READS`; check every record's checksum as it is read.
         transient_min_tokens: `LME_TRANSIENT_MIN_TOKENS`; from this many tokens on, a forward pass goes
             expert by expert through the scratch arena and leaves the bank's contents alone.
@@ -43,6 +44,7 @@ class StoreSettings:
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
     direct_io: bool | None = None
+    memory_pressure: bool = True
     verify_reads: bool = True
     transient_min_tokens: int = 32
     scratch_experts: int = SCRATCH_EXPERTS
@@ -68,6 +70,7 @@ class StoreSettings:
             ),
             read_threads=_integer(environment, "LME_READ_THREADS", default.read_threads, 1, 64),
             direct_io=_auto_flag(environment, "LME_DIRECT_IO"),
+            memory_pressure=_flag(environment, "LME_MEMORY_PRESSURE", default.memory_pressure),
             verify_reads=_flag(environment, "LME_VERIFY_READS", default.verify_reads),
             transient_min_tokens=_integer(
                 environment, "LME_TRANSIENT_MIN_TOKENS", default.transient_min_tokens, 2, 1 << 20
