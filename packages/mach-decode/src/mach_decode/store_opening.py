@@ -139,6 +139,7 @@ def open_store(
             scratch_experts=plan.scratch_experts,
             form=form,
             policy=settings.eviction_policy,
+            reclaim="reclaim" in settings.decode_residency,
         )
     except BaseException:
         source.close()
@@ -152,6 +153,8 @@ def _open_resident(
     _require("stacked", inspection)
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming")
+    if settings.decode_residency:
+        raise ResidencyError("LME_DECODE_RESIDENCY needs --streaming: leave it out with --no-streaming")
     plan = admitted_plan(inspection.directory, resident_needs(inspection, kernels), budgets)
     return OpenedStore(ResidentStackedExpertCache(inspection, compute_dtype(), kernels), None, plan)
 

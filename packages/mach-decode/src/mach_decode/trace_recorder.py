@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from mach_decode.engine import Engine
 from mach_decode.route_observer import RouteObservers
+from mach_decode.trace_run import trace_header
 from mach_store.errors import TraceWriteError
 from mach_store.routed_pass import RoutedPass
 from mach_store.trace.trace_events import AnswerBegan, AnswerEnded, Event, Ids, ModelPass
@@ -134,3 +136,28 @@ class TraceRecorder:
             self._writer.abandon()
         if self._told is not None:
             self._told(self.reason)
+
+
+def record_routes(
+    engine: Engine,
+    path: str,
+    recorded_by: str,
+    *,
+    max_bytes: int | None = None,
+    told: Callable[[str], object] | None = None,
+) -> TraceRecorder:
+    """Record every answer of `engine` into `path`, from now on until `finish`.
+
+    Args:
+        engine: between two answers.
+        path: the trace to make; nothing may be there.
+        recorded_by: the command.
+        max_bytes: the file never becomes larger; None is no limit.
+        told: called with the reason, once, if the recording ends by itself.
+
+    Raises:
+        RoutesUnseenError: the experts are the model's own.
+        TraceWriteError: there is a trace of that name, finished or not, or it cannot be written.
+    """
+    writer = TraceWriter(path, trace_header(engine.loaded, recorded_by), max_bytes=max_bytes)
+    return TraceRecorder(engine.route_observers, writer, told)

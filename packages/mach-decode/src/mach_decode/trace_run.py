@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from mach.io.inspection import inspect_checkpoint
 from mach_decode.loaded_model import LoadedModel
 from mach_store.bank_cache import BankCache
 from mach_store.checkpoint_fingerprint import checkpoint_fingerprint
@@ -15,12 +16,11 @@ from mach_store.trace.trace_header import TraceHeader, TraceRun
 _DISTRIBUTIONS = ("mach-decode", "mach-store", "mlx", "mlx-lm")
 
 
-def trace_header(loaded: LoadedModel, top_k: int, recorded_by: str) -> TraceHeader:
+def trace_header(loaded: LoadedModel, recorded_by: str) -> TraceHeader:
     """The header of a trace that is recorded from now on.
 
     Args:
         loaded: the model.
-        top_k: experts per token and layer.
         recorded_by: the command.
 
     Raises:
@@ -51,7 +51,7 @@ def trace_header(loaded: LoadedModel, top_k: int, recorded_by: str) -> TraceHead
         fingerprint=checkpoint_fingerprint(loaded.directory),
         layers=layers,
         experts=experts,
-        top_k=top_k,
+        top_k=inspect_checkpoint(loaded.directory).shape.top_k,
         record_bytes=[schemas[layer].nbytes for layer in layers],
         slot_bytes=[sizes[layer] for layer in layers],
         pools=[numbers[schemas[layer]] for layer in layers],

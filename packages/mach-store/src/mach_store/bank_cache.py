@@ -54,6 +54,7 @@ class BankCache:
         form: how experts lie in memory.
         residency: `"streaming"` or the form's own name, for reports.
         policy: the name of what chooses who leaves.
+        reclaimed_bytes: what the arena has given back so far, each time counted.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class BankCache:
         scratch_experts: int = 16,
         form: BankForm | None = None,
         policy: str = DEFAULT_POLICY,
+        reclaim: bool = False,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -79,6 +81,7 @@ class BankCache:
             scratch_experts: experts that the arena for transient prefill holds at once.
             form: how experts lie in memory; None is as they are stored.
             policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
+            reclaim: whether the arena's memory is given back while decoding (`begin_decoding`).
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -91,6 +94,7 @@ class BankCache:
         self._held: list[mx.array] = []
         self._routed: list[RoutedPass] | None = None
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
+        self._reclaim, self._scratch_in_use, self.reclaimed_bytes = reclaim, False, 0
         self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
@@ -212,7 +216,30 @@ class BankCache:
         schema = self.source.schemas[layer]
         if schema not in self._scratch:
             self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
+        self._scratch_in_use = True
         return self._scratch[schema]
+
+    def begin_decoding(self) -> None:
+        """The prompt has been processed: with `reclaim` the arena's memory goes back to the system.
+
+        The next long prompt takes it again. An arena in which every pass computes (a narrow bank's) stays.
+        No graph that is not finished refers to it: a prefill's results have been evaluated.
+
+        Raises:
+            BankResizeError: the system refused.
+        """
+        if not (self._reclaim and self._scratch_in_use):
+            return
+        for schema in [schema for schema in self._scratch if not self.form.narrow(schema)]:
+            arena = self._scratch[schema]
+            self.reclaimed_bytes += arena.nbytes
+            if self.resize_refusal is None:
+                # Faster than new arrays, and it does not wait for an allocator to let go.
+                arena.release_from(0)
+            else:
+                del arena, self._scratch[schema]
+                mx.clear_cache()
+        self._scratch_in_use = False
 
     def begin_read(
         self,
@@ -314,7 +341,12 @@ class BankCache:
             "bank_slots": self.slots,
             "experts_total": sum(bank.num_experts for bank in self.layers.values()),
             "experts_resident": sum(len(pool.table) for pool in self._pools),
-            "scratch_bytes": sum(arena.nbytes for arena in self._scratch.values()),
+            "scratch_bytes": sum(
+                arena.nbytes
+                for schema, arena in self._scratch.items()
+                if self._scratch_in_use or self.form.narrow(schema)
+            ),
+            "scratch_reclaimed_bytes": self.reclaimed_bytes,
             "native_reader": self.reader.native,
             **self.totals().as_dict(),
             "layers": {

@@ -144,6 +144,9 @@ class ResidentStackedExpertCache:
             for layer, indices in routed
         ]
 
+    def begin_decoding(self) -> None:
+        """Nothing is given back: for symmetry with `BankCache`."""
+
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""
 

@@ -1,8 +1,9 @@
 """Owns the memory model: what the engine takes for a checkpoint, part by part, and whether that fits here.
 
 It mirrors what mach-store allocates: on the CPU backend floats are widened to float32, but for experts that
-native kernels compute as they are stored; the bank is a whole number of slots; the scratch arena holds 16 experts of each record shape and is
-made only if the bank cannot hold everything. `docs/preflight.md` shows the arithmetic and measured figures.
+native kernels compute as they are stored; the bank is a whole number of slots; the scratch arena holds 16
+experts of each record shape and is made only if the bank cannot hold everything. `docs/preflight.md` shows
+the arithmetic and measured figures.
 """
 
 from __future__ import annotations
