@@ -31,6 +31,7 @@ from mach_store.bf16_form import Bf16Form
 from mach_store.cpu_kernels import CpuKernels
 from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.machine_memory import available_memory
 from mach_store.model_builder import compute_dtype
 from mach_store.raw_source import RawSource
@@ -97,6 +98,7 @@ def open_store(
     expert_residency: str,
     flags: MemoryFlags,
     kernels: CpuKernels,
+    listener: LoadListener = unheard,
 ) -> OpenedStore:
     """The expert store of a mode, within the machine's memory and the budgets asked for.
 
@@ -109,7 +111,7 @@ def open_store(
     """
     budgets = flags.budgets(expert_residency, settings)
     if expert_residency == "stacked":
-        return _open_resident(inspection, settings, budgets, kernels)
+        return _open_resident(inspection, settings, budgets, kernels, listener)
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
         # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
         # wrong with the other weights is asked after that.
@@ -148,7 +150,11 @@ def open_store(
 
 
 def _open_resident(
-    inspection: CheckpointInspection, settings: StoreSettings, budgets: MemoryBudgets, kernels: CpuKernels
+    inspection: CheckpointInspection,
+    settings: StoreSettings,
+    budgets: MemoryBudgets,
+    kernels: CpuKernels,
+    listener: LoadListener,
 ) -> OpenedStore:
     _require("stacked", inspection)
     if not settings.use_gather_dispatch:
@@ -156,7 +162,8 @@ def _open_resident(
     if settings.decode_residency:
         raise ResidencyError("LME_DECODE_RESIDENCY needs --streaming: leave it out with --no-streaming")
     plan = admitted_plan(inspection.directory, resident_needs(inspection, kernels), budgets)
-    return OpenedStore(ResidentStackedExpertCache(inspection, compute_dtype(), kernels), None, plan)
+    store = ResidentStackedExpertCache(inspection, compute_dtype(), kernels, listener)
+    return OpenedStore(store, None, plan)
 
 
 def resident_needs(inspection: CheckpointInspection, kernels: CpuKernels) -> MemoryNeeds:

@@ -13,9 +13,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 
 from mach.commands.process import run_command
+from mach.commands.progress_bar import ProgressBar
 from mach_server.api_key import VARIABLE
 from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
@@ -48,7 +50,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(options: ServeOptions) -> bool:
     """Serve until a signal; whether the engine's thread has ended."""
-    service = InferenceService(options.engine, options.limits, target_only=options.target_only)
+    bar = ProgressBar(quiet=options.quiet or options.log_format == "json")
+    engine = replace(options.engine, listener=bar.update)
+    service = InferenceService(engine, options.limits, target_only=options.target_only)
     # The address before the weights: a port in use should not cost a long load.
     if options.uds is None:
         listening = tcp_socket(options.host, options.port, options.limits)
@@ -63,8 +67,9 @@ def _run(options: ServeOptions) -> bool:
         )
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(HttpServer(service, listening, access), service, listening.url))
+            runner.run(_serve(HttpServer(service, listening, access), service, listening.url, bar))
     finally:
+        bar.close()
         listening.close()
     ended = service.close()
     if not ended:
@@ -72,7 +77,7 @@ def _run(options: ServeOptions) -> bool:
     return ended
 
 
-async def _serve(server: HttpServer, service: InferenceService, url: str) -> None:
+async def _serve(server: HttpServer, service: InferenceService, url: str, bar: ProgressBar) -> None:
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -89,6 +94,7 @@ async def _serve(server: HttpServer, service: InferenceService, url: str) -> Non
             )
 
     def ready() -> None:
+        bar.close()
         facts = service.facts
         if facts.reader == "diagnostic-python":
             log.warning("experts are read by the slow diagnostic Python reader (%s)", facts.reader_reason)

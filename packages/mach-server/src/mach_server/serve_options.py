@@ -37,6 +37,7 @@ class ServeOptions:
         allowed_hosts: names that the Host header may hold.
         limits: bounds.
         log_format: `text` or `json`.
+        quiet: whether no progress bar is drawn while loading.
     """
 
     engine: EngineConfig
@@ -49,6 +50,7 @@ class ServeOptions:
     allowed_hosts: frozenset[str]
     limits: Limits
     log_format: LogFormat
+    quiet: bool
 
     def access(self, *, loopback: bool, is_unix: bool) -> Access:
         """The rules for an address. Args: loopback: only this machine reaches it; is_unix: what it is."""
@@ -120,6 +122,7 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
         allowed_hosts=frozenset(options.allowed_hosts),
         limits=limits,
         log_format=options.log_format,
+        quiet=options.quiet,
     )
 
 
@@ -138,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("text", "json"),
         default="text",
         help="how stderr's lines look, one for each request among them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar on stderr while the model is loaded"
     )
     return parser
 

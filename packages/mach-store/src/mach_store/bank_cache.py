@@ -23,6 +23,7 @@ from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.pool_shape import PoolShape
 from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass
@@ -309,13 +310,18 @@ class BankCache:
         self.budget_bytes = budget_bytes
         return self.nbytes
 
-    def prewarm(self) -> None:
+    def prewarm(self, listener: LoadListener = unheard) -> None:
         """Read every expert, when the bank is whole: nothing is then read while serving."""
         if not self.whole:
             return
+        done = 0
+        listener("experts", 0, self.nbytes)
         for bank in self.layers.values():
             for first in range(0, bank.num_experts, PREWARM_BATCH):
-                bank.acquire(range(first, min(first + PREWARM_BATCH, bank.num_experts)))
+                last = min(first + PREWARM_BATCH, bank.num_experts)
+                bank.acquire(range(first, last))
+                done += (last - first) * bank.pool.slot_bytes
+                listener("experts", done, self.nbytes)
             bank.counters.hits = bank.counters.misses = 0
             bank.uses = array("Q", bytes(8 * bank.num_experts))
         self._unpin()
