@@ -25,6 +25,7 @@ from mach_decode.route_observer import RouteObservers
 from mach_decode.unswapped_loader import load_unswapped
 from mach_store.bank_cache import BankCache
 from mach_store.errors import DispatchCancelledError
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.model_builder import compute_dtype
 
 Message = dict[str, Any]
@@ -47,6 +48,7 @@ class EngineConfig:
         kv_cache_gb: keys and values of a prompt and its answer.
         wired_gb: Metal's wired limit (Metal only).
         prefill_chunk: prompt tokens per forward pass; None chooses by device and residency.
+        listener: is told how far the load is, in the thread that loads.
     """
 
     checkpoint: str
@@ -57,6 +59,7 @@ class EngineConfig:
     kv_cache_gb: float | None = None
     wired_gb: float | None = None
     prefill_chunk: int | None = None
+    listener: LoadListener = unheard
 
     @property
     def memory(self) -> MemoryFlags:
@@ -153,12 +156,13 @@ class Engine:
             MachError: every way in which a checkpoint, a budget or the machine can refuse.
         """
         if config.expert_residency == UNSWAPPED:
-            loaded = load_unswapped(config.checkpoint, memory=config.memory)
+            loaded = load_unswapped(config.checkpoint, memory=config.memory, listener=config.listener)
         else:
             loaded = load_swapped(
                 config.checkpoint,
                 expert_residency=config.expert_residency,
                 memory=config.memory,
+                listener=config.listener,
             )
         return cls(loaded, prefill_chunk=config.prefill_chunk)
 
