@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -26,17 +27,16 @@ def on_the_cpu() -> Iterator[None]:
     mx.set_default_device(device)
 
 
-@pytest.fixture(scope="session")
-def served_pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of `mach-serve mach-pico --streaming` as a process of its own, for clients of all kinds.
+@contextlib.contextmanager
+def serving_pico(log: Path, *flags: str) -> Iterator[str]:
+    """The URL of `mach-serve mach-pico --streaming` as a process of its own.
 
     At the end it must drain, leave with status 0 and have logged no traceback.
     """
-    log = tmp_path_factory.mktemp("serve") / "stderr"
     command = [sys.executable, "-m", "mach_server.serve_command", "mach-pico", "--streaming", "--port", "0"]
     with (
         log.open("w") as stderr,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as server,
+        subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=stderr, text=True) as server,
     ):
         try:
             url = next(
@@ -53,7 +53,21 @@ def served_pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 server.kill()
                 raise
     assert status == 0
-    assert "Traceback" not in Path(log).read_text()
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="session")
+def served_pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server with every expert in memory, for clients of all kinds."""
+    with serving_pico(tmp_path_factory.mktemp("serve") / "stderr") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def served_narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server whose bank holds a third of the experts."""
+    with serving_pico(tmp_path_factory.mktemp("serve") / "stderr", "--expert-cache-gb", "0.008") as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -28,13 +28,17 @@ def test_a_message_has_text_and_usage(client: anthropic.Anthropic) -> None:
     assert [block.type for block in message.content] == ["text"]
     assert message.stop_reason == "max_tokens"
     assert message.usage.output_tokens == 12 and message.usage.cache_read_input_tokens == 0
+    bill = message.usage.expert_io  # the client shows what it does not know
+    assert bill["hits"] > 0 and bill["misses"] == bill["bytes_read"] == bill["wait_ms"] == 0
 
 
 def test_a_streamed_message_adds_up_to_the_plain_one(client: anthropic.Anthropic) -> None:
     fields = {**FIELDS, "max_tokens": 40, "thinking": {"type": "enabled", "budget_tokens": 1024}}
     whole = client.messages.create(**fields)
     with client.messages.stream(**fields) as stream:
+        bills = [event.usage.expert_io for event in stream if event.type == "message_delta"]
         streamed = stream.get_final_message()
+    assert [bill["misses"] for bill in bills] == [0]
     assert [(block.type, block.to_dict()) for block in streamed.content] == [
         (block.type, block.to_dict()) for block in whole.content
     ]

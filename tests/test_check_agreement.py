@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
+from mach.io.sidecar_layout import read_layout
 from mach.preflight.check_report import CheckOptions, check_report
 from mach.preflight.gates import unswapped_gate
 from mach.preflight.kv_cache_bytes import kv_cache_bytes
-from mach.preflight.machine import Machine
+from mach.preflight.machine import Machine, this_machine
 from mach.preflight.memory import estimate_memory
+from mach.preflight.memory_plan import MemoryBudgets
 from mach.settings import CoreSettings
 from mach_decode.loader import load_swapped
+from mach_decode.memory_flags import MemoryFlags
 from mach_decode.unswapped_loader import load_unswapped
 from mach_server import serve_options
 from mach_store.engine_checkpoint import write_stacked_checkpoint
@@ -59,16 +63,18 @@ PACKINGS = {
 }
 
 
-def outcomes(directory: Path, budget: float | None = None) -> dict[str, bool]:
+def outcomes(directory: Path, budget: float | None = None, **budgets: float) -> dict[str, bool]:
     """Whether each residency loads; `unswapped` is mlx-lm's own model, with `--backend openai`."""
     result = {}
     for path, residency in RESIDENCIES.items():
-        gigabytes = budget if residency in ("streaming", "bf16_streaming") else None
+        flags = MemoryFlags(expert_cache_gb=budget, **budgets)
+        if residency not in ("streaming", "bf16_streaming"):
+            flags = replace(flags, expert_cache_gb=None, prefill_scratch_gb=None)
         try:
             if residency == "unswapped":
-                loaded = load_unswapped(str(directory))
+                loaded = load_unswapped(str(directory), memory=flags)
             else:
-                loaded = load_swapped(str(directory), expert_residency=residency, expert_cache_gb=gigabytes)
+                loaded = load_swapped(str(directory), expert_residency=residency, memory=flags)
         except MachError as error:
             print(path, error)
             result[path] = False
@@ -78,17 +84,18 @@ def outcomes(directory: Path, budget: float | None = None) -> dict[str, bool]:
     return result
 
 
-def check(directory: Path, tmp_path: Path, budget: float | None = None) -> dict:
+def check(directory: Path, tmp_path: Path, budget: float | None = None, **budgets: float) -> dict:
     """What `mach check --json` prints."""
     settings = CoreSettings(cache_root=str(tmp_path / "cache"))
-    return check_report(str(directory), CheckOptions(expert_cache_gb=budget, local_only=True), settings)
+    options = CheckOptions(expert_cache_gb=budget, local_only=True, **budgets)
+    return check_report(str(directory), options, settings)
 
 
-def agree(directory: Path, tmp_path: Path, budget: float | None = None) -> dict:
+def agree(directory: Path, tmp_path: Path, budget: float | None = None, **budgets: float) -> dict:
     """The report, after comparing it with what loading and serving do."""
-    report = check(directory, tmp_path, budget)
+    report = check(directory, tmp_path, budget, **budgets)
     said = {row["path"]: row["status"] == "ok" for row in report["paths"]}
-    done = outcomes(directory, budget)
+    done = outcomes(directory, budget, **budgets)
     unswapped = done.pop("unswapped")
     assert {path: said[path] for path in done} == done, report["paths"]
     assert not any(said[path] for path in NOT_SERVED), "the server has no flag for these"
@@ -121,6 +128,10 @@ def test_check_agrees_with_loading(family: str, packing: str, tmp_path: Path) ->
     assert (report["layout"]["kind"], report["supported"]) == ("stacked", family not in SLICED_ALONE)
     agree(stacked, tmp_path, budget=1e-9)
     agree(sliced, tmp_path, budget=1e5)
+    assert not agree(stacked, tmp_path, memory_gb=0.5)["supported"]
+    agree(stacked, tmp_path, memory_gb=0.9, kv_cache_gb=0.05)
+    agree(sliced, tmp_path, budget=0.001, kv_cache_gb=1e-6)
+    agree(sliced, tmp_path, memory_gb=0.6, prefill_scratch_gb=1e-6)
     layer = next((sliced / "expert_sidecar").glob("layer_*.bin"))
     layer.write_bytes(layer.read_bytes()[:-1])
     report = agree(sliced, tmp_path)
@@ -296,12 +307,66 @@ def test_check_counts_the_bytes_that_bf16_streaming_takes(family: str, packing: 
     write_synthetic_checkpoint(tmp_path / "s", config, tokenizer_from=resolve_checkpoint("mach-pico"))
     write_stacked_checkpoint(tmp_path / "s", tmp_path / "stacked")
     inspection = inspect_checkpoint(tmp_path / "stacked")
-    machine = Machine("cpu", 64 << 30, 48 << 30, "test")
-    said = estimate_memory(inspection, None, machine, context=256, expert_cache_bytes=None)
-    loaded = load_swapped(str(tmp_path / "stacked"), expert_residency="bf16_streaming", expert_cache_gb=None)
+    machine = Machine("cpu", 64 << 30, 48 << 30, "test", kernels=True)
+    said = estimate_memory(inspection, None, machine, context=256)
+    loaded = load_swapped(str(tmp_path / "stacked"), expert_residency="bf16_streaming")
     assert said.float_bank_bytes == loaded.store.nbytes
-    assert said.bf16_streaming.parts["arena"] == loaded.store.scratch_bytes
+    assert said.bf16_streaming.parts.get("arena", 0) == loaded.store.scratch_bytes
     loaded.store.close()
+    # And a smaller one, which needs the arena whatever computes.
+    half = said.float_bank_bytes // 2
+    said = estimate_memory(inspection, None, machine, context=256, budgets=MemoryBudgets(expert_cache=half))
+    loaded = load_swapped(
+        str(tmp_path / "stacked"),
+        expert_residency="bf16_streaming",
+        memory=MemoryFlags(expert_cache_gb=(half + 0.5) / 1e9),
+    )
+    assert said.float_bank_bytes == loaded.store.nbytes
+    assert said.bf16_streaming.parts["arena"] == loaded.store.scratch_bytes > 0
+    loaded.store.close()
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["native kernels", "stock"])
+@pytest.mark.parametrize("packing", ["bf16", "affine 4-bit", "mxfp4", "affine 3-bit"])
+@pytest.mark.parametrize("layout", ["sidecar", "stacked"])
+def test_check_counts_the_bytes_that_experts_take(
+    layout: str, packing: str, kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LME_CPU_KERNELS", str(int(kernels)))
+    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+    config["quantization"] = {
+        "bf16": None,
+        "affine 4-bit": {"mode": "affine", "bits": 4, "group_size": 32},
+        "affine 3-bit": {"mode": "affine", "bits": 3, "group_size": 32},
+        "mxfp4": {"mode": "mxfp4", "bits": 4, "group_size": 32},
+    }[packing]
+    if config["quantization"] is None:
+        del config["quantization"]
+    directory = tmp_path / "sidecar"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    if layout == "stacked":
+        write_stacked_checkpoint(directory, tmp_path / "stacked")
+        directory = tmp_path / "stacked"
+    inspection = inspect_checkpoint(directory)
+    records = None if inspection.sidecar_directory is None else read_layout(inspection.sidecar_directory)
+    here = this_machine()
+    assert here.kernels == kernels
+    machine = here._replace(total_bytes=64 << 30, available_bytes=48 << 30)
+    said = estimate_memory(inspection, records, machine, context=256)
+    streaming = load_swapped(str(directory), expert_residency="streaming")
+    assert said.bank_bytes == said.experts.total_slots == streaming.store.nbytes
+    streaming.store.close()
+    half = said.bank_bytes // 2
+    said = estimate_memory(inspection, records, machine, context=16, budgets=MemoryBudgets(expert_cache=half))
+    streaming = load_swapped(
+        str(directory), expert_residency="streaming", memory=MemoryFlags(expert_cache_gb=(half + 0.5) / 1e9)
+    )
+    assert said.experts.scratch(streaming.store.scratch_experts) == streaming.store.scratch_bytes
+    assert said.bank_bytes == streaming.store.nbytes
+    streaming.store.close()
+    if layout == "stacked":
+        resident = load_swapped(str(directory), expert_residency="stacked")
+        assert said.resident.parts["all experts"] == resident.store.nbytes
 
 
 def test_check_and_loading_understand_the_spelling_of_transformers_5(tmp_path: Path) -> None:

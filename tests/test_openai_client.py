@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import openai
 import pydantic
@@ -59,6 +59,12 @@ def library_answer(engine: Engine, *, temperature: float, seed: int, max_tokens:
     return "".join(event.text for event in engine.generate(request))
 
 
+def assert_bill(bill: Any) -> None:
+    """A bill for experts that are all in memory."""
+    assert bill["hits"] > 0 and bill["compute_ms"] > 0
+    assert (bill["misses"], bill["bytes_read"], bill["wait_ms"]) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_plain_chat_gives_the_library_s_text(
     client: openai.OpenAI, library: Engine, temperature: float
@@ -78,6 +84,7 @@ def test_a_plain_chat_gives_the_library_s_text(
     assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens == len(library.render_chat(MESSAGES, enable_thinking=False))
     assert answer.usage.prompt_tokens_details.cached_tokens == 0
+    assert_bill(answer.usage.expert_io)  # the client shows what it does not know
 
 
 def test_a_streamed_chat_gives_the_same_text_in_pieces(client: openai.OpenAI, library: Engine) -> None:
@@ -96,6 +103,7 @@ def test_a_streamed_chat_gives_the_same_text_in_pieces(client: openai.OpenAI, li
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == library_answer(library, temperature=0.8, seed=11, max_tokens=24)
     assert chunks[-1].choices == [] and chunks[-1].usage is not None
+    assert_bill(chunks[-1].usage.expert_io)
     assert len({chunk.id for chunk in chunks}) == 1
 
 
@@ -229,7 +237,9 @@ def test_responses_are_made_and_streamed(client: openai.OpenAI) -> None:
     assert [event.sequence_number for event in events] == list(range(len(events)))
     deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
     assert "".join(deltas) == whole.output_text == events[-1].response.output_text
-    assert events[-1].response.usage == whole.usage
+    assert_bill(whole.usage.expert_io)
+    assert_bill(events[-1].response.usage.expert_io)
+    assert events[-1].response.usage.output_tokens == whole.usage.output_tokens
 
 
 def test_responses_call_functions_and_take_their_results(client: openai.OpenAI) -> None:

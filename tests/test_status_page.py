@@ -18,13 +18,13 @@ pytestmark = pytest.mark.skipif(
 
 END_TOKENS = json.loads((resolve_checkpoint("mach-pico") / "config.json").read_text())["eos_token_id"]
 TEXT = "document.querySelector('.turn.assistant:last-child pre:last-of-type')?.textContent ?? ''"
-DRAWN = """(() => {
-    const map = document.getElementById('map');
-    const pixels = map.getContext('2d').getImageData(0, 0, map.width, map.height).data;
+DRAWN = """((id) => {
+    const picture = document.getElementById(id);
+    const pixels = picture.getContext('2d').getImageData(0, 0, picture.width, picture.height).data;
     const colours = new Set();
     for (let at = 0; at < pixels.length; at += 4) colours.add(pixels.slice(at, at + 4).join());
     return colours.size;
-})()"""
+})"""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_the_page_shows_the_model_and_draws_its_experts(page: ChromiumPage, serv
     shown = page.evaluate("document.getElementById('map-summary').textContent")
     everything = sum(layer["experts"] for layer in report["layers"])
     assert f"of {everything} experts are in memory" in shown
-    assert page.wait_for(DRAWN) >= 2, "cells and the gaps between them"
+    assert page.wait_for(f"{DRAWN}('map')") >= 2, "cells and the gaps between them"
     assert page.complaints == []
     assert {url.split("/")[2] for url in page.requests if not url.startswith("data:")} == {
         served_pico.removeprefix("http://")
@@ -133,11 +133,41 @@ def test_the_map_is_walked_with_the_keyboard(page: ChromiumPage) -> None:
     assert "expert 1" in told and ("in memory" in told or "on disk" in told)
 
 
+def test_what_another_size_of_bank_would_do_is_drawn_and_told(served_narrow: str) -> None:
+    assert CHROMIUM is not None
+    body = {"model": "mach-pico", "prompt": "def reverse(s):", "max_tokens": 40}
+    assert httpx.post(f"{served_narrow}/v1/completions", json=body, timeout=60).status_code == 200
+    curve = httpx.get(f"{served_narrow}/v1/cache/stats").json()["miss_ratio_curve"]
+    with ChromiumPage(CHROMIUM) as page:
+        page.open(served_narrow)
+        page.wait_for("document.getElementById('sizes-rows').rows.length === 4")
+        told = page.evaluate(
+            "[...document.getElementById('sizes-rows').rows]"
+            ".map((row) => [...row.cells].map((cell) => cell.textContent))"
+        )
+        for row, point in zip(told, curve["points"], strict=True):
+            assert row[0].startswith(f"{point['relative']:g} ×")
+            assert row[2] == f"{100 * point['hit_rate']:.1f} %"
+            assert row[3] == f"{point['tokens_per_second']:.1f}"
+        summary = page.evaluate("document.getElementById('sizes-summary').textContent")
+        assert f"{curve['tokens']} decoded tokens" in summary
+        assert page.evaluate(f"{DRAWN}('sizes')") > 5, "lines, points and letters"
+        assert page.complaints == []
+
+
+def test_with_every_expert_in_memory_the_page_says_why_there_is_no_forecast(page: ChromiumPage) -> None:
+    page.wait_for(
+        "document.getElementById('sizes-summary').textContent.includes('every expert is in memory')"
+    )
+    assert page.evaluate("document.getElementById('sizes-figure').hidden") is True
+    assert page.complaints == []
+
+
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_fits_on_a_phone(served_pico: str, tmp_path: Path, dark: bool) -> None:
+def test_it_fits_on_a_phone(served_narrow: str, tmp_path: Path, dark: bool) -> None:
     assert CHROMIUM is not None
     with ChromiumPage(CHROMIUM, width=360, height=740, dark=dark) as page:
-        page.open(served_pico)
+        page.open(served_narrow)
         page.wait_for("document.getElementById('state').textContent === 'ready'")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         ground = page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -204,6 +204,83 @@ def test_a_row_does_not_depend_on_the_rows_beside_it_nor_on_the_slots_order(pack
     assert (np.array(lonely(x))[40:41] == np.array(lonely(x[40:41]))).all()
 
 
+@pytest.mark.parametrize("kernels", kernel_sets())
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+def test_a_pass_may_be_filled_part_by_part_with_the_same_bits(packing, kernels) -> None:
+    dice = np.random.default_rng(16)
+    experts = ExpertProduct(
+        *make_experts(dice, 6, 256, 256, packing, bias=True),
+        (packing,) * 3,
+        activation="swiglu",
+        kernels=kernels,
+    )
+    x, slots = numbers(dice, 70, 256), dice.integers(0, 6, (70, 4))
+    whole = np.array(experts(x, ids(slots))).reshape(280, 256)
+    for parts in (1, 2, 7):
+        y = mx.full((280, 256), -5.0)
+        done = np.zeros(280, bool)
+        for routes in np.array_split(dice.permutation(280), parts):
+            y = experts.fill(y, x, ids(routes), ids(slots.reshape(-1)[routes]))
+            mx.eval(y)
+            done[routes] = True
+            assert (np.array(y)[done] == whole[done]).all()
+            assert (np.array(y)[~done] == -5.0).all()
+
+
+def test_filling_takes_memory_over_from_nobody_who_still_looks_at_it() -> None:
+    dice = np.random.default_rng(17)
+    packing = ("affine", 4, 64)
+    experts = ExpertProduct(*make_experts(dice, 3, 64, 64, packing), (packing,) * 3, activation="swiglu")
+    x, routes, slots = numbers(dice, 8, 64), ids(range(0, 16, 2)), ids([0, 1, 2, 0, 1, 2, 0, 1])
+    out = mx.zeros((16, 64))
+    mx.eval(out)
+    strided = mx.zeros((64, 16)).T
+    for target in (out, strided, out[:]):
+        y = experts.fill(target, x, routes, slots)
+        mx.eval(y)
+        assert not target.any()
+        assert y[::2].any() and not y[1::2].any()
+    # Nobody else refers to it: a chain of parts stays in one place.
+    out = mx.zeros((16, 64)) + 0
+    mx.eval(out)
+    place = np.array(out, copy=False).ctypes.data
+    for _ in range(3):
+        out = experts.fill(out, x, routes, slots)
+        mx.eval(out)
+    assert np.array(out, copy=False).ctypes.data == place
+    nothing = experts.fill(out, x, routes[:0], slots[:0])
+    assert mx.array_equal(nothing, y)
+
+
+def test_filling_refuses_what_does_not_fit() -> None:
+    dice = np.random.default_rng(18)
+    packing = ("affine", 4, 64)
+    experts = ExpertProduct(*make_experts(dice, 3, 64, 128, packing), (packing,) * 3, activation="swiglu")
+    out, x, routes = mx.zeros((6, 128)), numbers(dice, 3, 128), ids([1, 4])
+    for wrong in (
+        (out[:5], x, routes, routes),
+        (out[:, :64], x, routes, routes),
+        (out[0], x, routes, routes),
+        (out.astype(mx.bfloat16), x, routes, routes),
+        (out, x[None], routes, routes),
+        (out, x[:0], routes, routes),
+        (out, x[:, :64], routes, routes),
+        (out, x, routes[None], routes[None]),
+        (out, x, routes, routes[:1]),
+        (out, x, routes.astype(mx.float32), routes),
+        (out, x, routes, routes.astype(mx.int16)),
+    ):
+        with pytest.raises(ValueError, match="shape|is mlx|is bfloat16|is float32|is int16|not"):
+            experts.fill(*wrong)
+    for bad_routes, bad_slots, message in (
+        ([1, 6], [0, 0], r"routes\[1\] is 6"),
+        ([1, 1], [0, 0], r"routes\[1\] is 1, twice"),
+        ([1, 2], [0, 3], r"slots\[1\] is 3, and there are 3 slots"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            mx.eval(experts.fill(mx.zeros((6, 128)), x, ids(bad_routes), ids(bad_slots)))
+
+
 def test_more_routes_than_fit_into_one_wave_give_the_same_bits() -> None:
     dice = np.random.default_rng(7)
     packing = ("affine", 4, 64)

@@ -21,7 +21,12 @@ const tools = [
 test("a streamed message adds up to the plain one", async () => {
   const short = { ...fields, max_tokens: 12 };
   const whole = await client.messages.create(short);
-  const streamed = await client.messages.stream(short).finalMessage();
+  const stream = client.messages.stream(short);
+  const bills = [];
+  stream.on("streamEvent", (event) => event.type === "message_delta" && bills.push(event.usage.expert_io));
+  const streamed = await stream.finalMessage();
+  assert.equal(whole.usage.expert_io.misses, 0);
+  assert.deepEqual(bills.map((bill) => bill.misses), [0]);
   assert.deepEqual(streamed.content, whole.content);
   assert.equal(streamed.stop_reason, whole.stop_reason);
   assert.equal(streamed.usage.output_tokens, whole.usage.output_tokens);

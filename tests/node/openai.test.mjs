@@ -33,7 +33,13 @@ test("a streamed chat adds up to the plain one", async () => {
     usage = chunk.usage ?? usage;
   }
   assert.equal(text, whole.choices[0].message.content);
-  assert.deepEqual(usage, whole.usage);
+  const { expert_io: bill, ...tokens } = whole.usage;
+  const { expert_io: streamed, ...rest } = usage;
+  assert.deepEqual(rest, tokens);
+  for (const one of [bill, streamed]) {
+    assert.ok(one.hits > 0 && one.compute_ms > 0);
+    assert.equal(one.misses + one.bytes_read + one.wait_ms, 0);
+  }
 });
 
 test("the stream helper puts a call together", async () => {
@@ -85,6 +91,7 @@ test("responses are streamed in events", async () => {
   }
   assert.equal(text, whole.output_text);
   assert.equal(last.type, "response.incomplete");
+  assert.equal(last.response.usage.expert_io.misses, whole.usage.expert_io.misses);
   assert.equal(last.response.incomplete_details.reason, "max_output_tokens");
 });
 

@@ -54,14 +54,8 @@ struct Routing {
   std::vector<uint32_t> order;
   std::vector<Group> groups;
 
-  explicit Routing(const ExpertCall& call) {
-    const std::span<const uint32_t> slots = call.slots;
-    if (call.routes != nullptr) {
-      order.assign(call.routes->begin(), call.routes->end());
-    } else {
-      order.resize(slots.size());
-      std::iota(order.begin(), order.end(), 0u);
-    }
+  explicit Routing(std::span<const uint32_t> slots) : order(slots.size()) {
+    std::iota(order.begin(), order.end(), 0u);
     std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
       return slots[a] != slots[b] ? slots[a] < slots[b] : a < b;
     });
@@ -75,24 +69,31 @@ struct Routing {
   }
 };
 
-// The tokens that some route is of, one after the other.
-struct UsedTokens {
-  std::vector<const float*> x;
-  std::vector<uint32_t> place;  // by token, in x
+// The rows of x that a call's routes use, and which of them each route does.
+struct Tokens {
+  std::vector<const float*> rows;
+  std::vector<uint32_t> of_route;
 
-  UsedTokens(const ExpertCall& call, const Routing& routing, size_t k) : place(call.x.size(), 0) {
-    if (call.routes == nullptr) {
-      x.assign(call.x.begin(), call.x.end());
-      std::iota(place.begin(), place.end(), 0u);
+  explicit Tokens(const ExpertCall& call) : of_route(call.slots.size()) {
+    if (call.routes.empty()) {
+      const size_t k = call.slots.size() / call.x.size();
+      rows.assign(call.x.begin(), call.x.end());
+      for (size_t i = 0; i < of_route.size(); ++i) of_route[i] = static_cast<uint32_t>(i / k);
       return;
     }
-    for (const uint32_t route : routing.order) place[route / k] = 1;
-    for (size_t token = 0; token < place.size(); ++token) {
-      if (place[token] == 0) continue;
-      place[token] = static_cast<uint32_t>(x.size());
-      x.push_back(call.x[token]);
+    std::vector<uint32_t> place(call.x.size(), kUnused);
+    for (size_t i = 0; i < of_route.size(); ++i) {
+      const size_t token = call.routes[i] / call.k;
+      if (place[token] == kUnused) {
+        place[token] = static_cast<uint32_t>(rows.size());
+        rows.push_back(call.x[token]);
+      }
+      of_route[i] = place[token];
     }
   }
+
+ private:
+  static constexpr uint32_t kUnused = UINT32_MAX;
 };
 
 class ExpertProduct {
@@ -100,18 +101,17 @@ class ExpertProduct {
   ExpertProduct(const ExpertCall& call, float* routes_out)
       : call_(call),
         experts_(*call.experts),
-        routing_(call),
-        k_(call.slots.size() / call.x.size()),
-        tokens_(call, routing_, k_),
+        routing_(call.slots),
+        tokens_(call),
         threads_(threads_for(call.threads,
-                             routing_.order.size() * experts_.gate.columns * experts_.gate.rows * 3)),
-        gate_x_(layout_of(experts_.gate.packing), experts_.gate.columns, tokens_.x, threads_),
+                             call.slots.size() * experts_.gate.columns * experts_.gate.rows * 3)),
+        gate_x_(layout_of(experts_.gate.packing), experts_.gate.columns, tokens_.rows, threads_),
         hidden_layout_(layout_of(experts_.down.packing)),
         hidden_stride_(packed_floats(hidden_layout_, experts_.down.columns)),
         out_(routes_out) {
     const Layout up_layout = layout_of(experts_.up.packing);
     if (up_layout != layout_of(experts_.gate.packing)) {
-      up_x_.emplace_back(up_layout, experts_.up.columns, tokens_.x, threads_);
+      up_x_.emplace_back(up_layout, experts_.up.columns, tokens_.rows, threads_);
     }
   }
 
@@ -148,7 +148,7 @@ class ExpertProduct {
     Rows gate_x, up_x;
     Outs gate_out, up_out;
     for (size_t i = 0; i < group.count; ++i) {
-      const size_t token = tokens_.place[routing_.order[group.first + i] / k_];
+      const size_t token = tokens_.of_route[routing_.order[group.first + i]];
       gate_x[i] = gate_x_.row(token);
       up_x[i] = up_rows.row(token);
       gate_out[i] = gate + i * rows;
@@ -169,7 +169,8 @@ class ExpertProduct {
     Outs out;
     for (size_t i = 0; i < group.count; ++i) {
       x[i] = hidden.at((group.first - first + i) * hidden_stride_);
-      out[i] = out_ + routing_.order[group.first + i] * experts_.down.rows + row;
+      const size_t route = routing_.order[group.first + i];
+      out[i] = out_ + (call_.routes.empty() ? route : call_.routes[route]) * experts_.down.rows + row;
     }
     const size_t rows = std::min(kRowChunk, experts_.down.rows - row);
     call_.kernels->multiply_rows({&experts_.down, group.slot, row, rows, x.data(), out.data(), group.count});
@@ -178,8 +179,7 @@ class ExpertProduct {
   const ExpertCall& call_;
   const ExpertMatrices& experts_;
   const Routing routing_;
-  const size_t k_;
-  const UsedTokens tokens_;
+  const Tokens tokens_;
   const size_t threads_;
   const PackedRows gate_x_;
   std::vector<PackedRows> up_x_;  // empty if gate's will do
@@ -212,7 +212,7 @@ void multiply(const DenseCall& call) {
 }
 
 void multiply(const ExpertCall& call) {
-  if (call.slots.empty() || (call.routes != nullptr && call.routes->empty())) return;
+  if (call.slots.empty()) return;
   if (call.scores == nullptr) return ExpertProduct(call, call.out).run();
   const size_t width = call.experts->down.rows, k = call.slots.size() / call.x.size();
   const AlignedFloats routes(call.slots.size() * width);

@@ -31,10 +31,11 @@ struct ExpertCall {
   std::span<const float* const> x;   // rows of gate.columns floats
   std::span<const uint32_t> slots;   // [x.size(), k], each below the number of slots
   const float* scores;               // [x.size(), k], or null
-  // Places in `slots` to compute; the others are not looked at, and nothing is written for them. Null: all. Not
-  // together with scores.
-  const std::span<const uint32_t>* routes = nullptr;
   float* out;                        // [x.size(), k, down.rows], or with scores [x.size(), down.rows]
+  // Where only a part of the results is wanted: which ones, distinct, each below x.size() · k. Then `slots` has
+  // one entry for each of them, `scores` is null, and the rest of `out` is left alone.
+  std::span<const uint32_t> routes = {};
+  size_t k = 0;                      // only with `routes`
   const Kernels* kernels;
   size_t threads;
 };

@@ -1,5 +1,7 @@
 #include "expert_stream.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <numeric>
 #include <new>
@@ -10,6 +12,16 @@ namespace lme::stream {
 namespace {
 
 double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+FileMark file_mark(int32_t fd) {
+  struct stat found {};
+  if (::fstat(fd, &found) != 0) return {-1, 0, 0};
+#if defined(__APPLE__)
+  return {found.st_size, found.st_mtimespec.tv_sec, found.st_mtimespec.tv_nsec};
+#else
+  return {found.st_size, found.st_mtim.tv_sec, found.st_mtim.tv_nsec};
+#endif
+}
 
 // Unwinds a pass; never leaves this file.
 struct Failed {
@@ -26,8 +38,7 @@ class ExpertStream::Pass {
       : stream_(stream),
         layer_(*stream.layers_[layer]),
         pool_(*stream.pools_[layer_.pool]),
-        compute_(compute),
-        slots_(ids.size(), 0) {
+        compute_(compute) {
     record_.layer = layer;
     record_.mark = mark;
     record_.k = k;
@@ -175,6 +186,7 @@ class ExpertStream::Pass {
   void take_arrived() {
     const auto stood = Clock::now();
     const std::vector<ReadOrder*> done = stream_.crew_.await(reading_);
+    for (ReadOrder* order : done) check_files(*order);
     {
       const std::lock_guard lock(stream_.mutex_);
       record_.wait_seconds += seconds(Clock::now() - stood);
@@ -192,6 +204,7 @@ class ExpertStream::Pass {
     for (Need& need : needs_) {
       if (need.stage != Stage::kReading) continue;
       const bool arrived = need.order.state == ReadOrder::State::kFinished;
+      if (arrived) check_files(need.order);
       end_read(need, !arrived || need.order.failure.has_value());
     }
     reading_.clear();
@@ -202,6 +215,16 @@ class ExpertStream::Pass {
                         .read = failed_->order.failure,
                         .routes = {}};
     throw Failed{std::move(failure)};
+  }
+
+  // Bytes without a checksum are those that were opened only as long as nobody writes to the file.
+  void check_files(ReadOrder& order) const {
+    if (order.failure || order.crc) return;
+    for (size_t i = 0; i < order.fds.size(); ++i) {
+      if (file_mark(order.fds[i]) == layer_.files.marks.at(order.fds[i])) continue;
+      order.failure = Failure{.kind = Failure::kRead, .job = 0, .segment = i, .error = kFileChanged};
+      return;
+    }
   }
 
   // Under the stream's lock: the expert is in its slot, or the slot is empty.
@@ -219,11 +242,12 @@ class ExpertStream::Pass {
 
   void compute_readable() {
     routes_.clear();
+    slots_.clear();
     for (Need& need : needs_) {
       if (need.stage != Stage::kReadable) continue;
       for (size_t i = need.first; i < need.first + need.count; ++i) {
         routes_.push_back(order_[i]);
-        slots_[order_[i]] = static_cast<uint32_t>(need.slot);
+        slots_.push_back(static_cast<uint32_t>(need.slot));
       }
     }
     if (!routes_.empty()) compute_(routes_, slots_);
@@ -238,8 +262,7 @@ class ExpertStream::Pass {
   const Compute& compute_;
   PassRecord record_{};
   std::vector<uint32_t> order_;   // routes by expert
-  std::vector<uint32_t> slots_;   // by route
-  std::vector<uint32_t> routes_;  // to compute next
+  std::vector<uint32_t> routes_, slots_;  // to compute next
   std::vector<Need> needs_;       // by expert, ascending; not moved once orders are placed
   std::vector<ReadOrder*> starting_, reading_;
   size_t unplaced_ = 0;
@@ -274,6 +297,9 @@ size_t ExpertStream::add_layer(size_t pool, size_t experts, LayerFiles files) {
                       .threads = 1,
                       .direct = direct_};
     batch.check();
+  }
+  if (files.crcs.empty()) {
+    for (const int32_t fd : files.fds) files.marks.try_emplace(fd, file_mark(fd));
   }
   const int32_t first = owner.table.add_keys(experts);
   layers_.push_back(std::make_unique<Layer>(Layer{pool, experts, first, std::move(files), std::vector<uint64_t>(experts, 0)}));
@@ -320,7 +346,8 @@ void ExpertStream::set(size_t pool, int32_t slot, int32_t key) {
   const std::lock_guard lock(mutex_);
   SlotTable& table = pools_.at(pool)->table;
   table.clear(slot);
-  if (key != SlotTable::kNothing) table.put(key, slot, ++serial_);
+  table.touch(slot, ++serial_);  // a hand that was dealt before does not mean it any more
+  if (key != SlotTable::kNothing) table.put(key, slot, serial_);
 }
 
 void ExpertStream::pin(size_t pool, int32_t slot) {

@@ -10,10 +10,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "batch.h"
@@ -23,16 +25,20 @@
 
 namespace lme::stream {
 
+// A file's size and time of change.
+using FileMark = std::tuple<int64_t, int64_t, int64_t>;
+
 // Where the experts of a layer lie on disk, as in Batch: one place per expert, or one per expert and segment.
 struct LayerFiles {
   std::vector<int32_t> fds;
   std::vector<int64_t> offsets;
   std::vector<uint32_t> crcs;  // empty: unchecked
+  std::map<int32_t, FileMark> marks = {};  // of unchecked files, when the layer was added
 };
 
 class ExpertStream {
  public:
-  // Computes routes: `routes` are places in the pass's ids, and slots[route] is where the expert lies.
+  // Computes routes: `routes` are places in the pass's ids, and `slots` says where the expert of each lies.
   using Compute = std::function<void(std::span<const uint32_t> routes, std::span<const uint32_t> slots)>;
 
   // `threads` read besides the one that runs a pass.

@@ -31,6 +31,9 @@ struct PassRecord {
   double wait_seconds = 0;         // in which nothing was computed because of them
 };
 
+// Instead of an errno: the file has no checksums, and was written to since its layer was added.
+constexpr int kFileChanged = -1;
+
 // Why a pass came to nothing.
 struct PassFailure {
   enum Kind { kRead, kRoute, kSlots, kMemory } kind;

@@ -85,6 +85,20 @@ class ExpertProduct:
             RuntimeError: at evaluation; a slot id is not below `slots`. Nothing is read then.
         """
 
+    def fill(self, out: mx.array, x: mx.array, routes: mx.array, slots: mx.array) -> mx.array:
+        """`out` with some of a pass's results in their places: a pass may be computed part by part.
+
+        x [tokens, hidden] float32; out [tokens * k, rows] float32; routes [r] are rows of `out`, distinct, in
+        any order, of which row i belongs to token i // k; slots [r] are their experts. The rest of `out`
+        stays. The bits are those of `__call__`. The memory of `out` is taken over where nothing else refers
+        to it, and copied otherwise.
+
+        Raises:
+            ValueError: a dtype or shape is not as described.
+            RuntimeError: at evaluation; a route is not below tokens * k or comes twice, or a slot id is not
+                below `slots`. Nothing is read then.
+        """
+
     @property
     def slots(self) -> int:
         """Experts that there is room for."""

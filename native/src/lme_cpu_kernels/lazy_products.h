@@ -42,6 +42,9 @@ class ExpertProduct {
   // x [..., hidden] float32, slots [..., k] int32 or uint32, scores like slots, float32.
   mlx::core::array operator()(const mlx::core::array& x, const mlx::core::array& slots,
                               const std::optional<mlx::core::array>& scores) const;
+  // `out` [tokens · k, rows] with the results of `routes` [r] in their rows: x [tokens, hidden], slots [r].
+  mlx::core::array fill(const mlx::core::array& out, const mlx::core::array& x, const mlx::core::array& routes,
+                        const mlx::core::array& slots) const;
   size_t slots() const { return held_->experts.gate.slots; }
   size_t bytes_per_slot() const;
   size_t threads() const { return held_->threads; }

@@ -166,6 +166,7 @@ NB_MODULE(_ext, m) {
           nb::arg("threads") = 0, nb::arg("kernels") = "")
       .def("__call__", &lme::ExpertProduct::operator(), nb::arg("x"), nb::arg("slots"),
            nb::arg("scores") = nb::none())
+      .def("fill", &lme::ExpertProduct::fill, nb::arg("out"), nb::arg("x"), nb::arg("routes"), nb::arg("slots"))
       .def_prop_ro("slots", &lme::ExpertProduct::slots)
       .def_prop_ro("bytes_per_slot", &lme::ExpertProduct::bytes_per_slot)
       .def_prop_ro("threads", &lme::ExpertProduct::threads)

@@ -28,13 +28,15 @@ class StreamPrimitive : public LazyOperation {
       const std::vector<uint32_t> routes = ids.values();
       std::vector<float> copy;
       const std::vector<const float*> rows = x.rows(copy);
+      const size_t k = ids.width();
       const auto compute = [&](std::span<const uint32_t> some, std::span<const uint32_t> slots) {
         product->multiply({.experts = &product->experts,
                            .x = rows,
                            .slots = slots,
                            .scores = nullptr,
-                           .routes = &some,
                            .out = out,
+                           .routes = some,
+                           .k = k,
                            .kernels = product->kernels,
                            .threads = product->threads});
       };

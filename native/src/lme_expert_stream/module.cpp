@@ -44,6 +44,9 @@ nb::object failure_of(const std::optional<lme::stream::PassFailure>& failure) {
       told["kind"] = "checksum";
       told["expected"] = read.expected;
       told["actual"] = read.actual;
+    } else if (read.error == lme::stream::kFileChanged) {
+      told["kind"] = "changed";
+      told["segment"] = read.segment;
     } else {
       told["kind"] = "read";
       told["segment"] = read.segment;

@@ -13,7 +13,9 @@ from mach_store.synthetic_dense import dense_config, write_dense_checkpoint
 
 FIGURES = re.compile(
     r"prompt \d+ tokens, [\d.]+ tok/s; decode (?P<tokens>\d+) tokens, [\d.]+ tok/s; "
-    r"first token \d+ ms; experts (?P<residency>\w+), hit rate (?P<rate>[\d.]+), (?P<read>[\d.]+) MB read; "
+    r"first token \d+ ms; experts (?P<residency>\w+), hit rate (?P<rate>[\d.]+), "
+    r"(?P<hits>\d+) hits, (?P<misses>\d+) misses, (?P<read>[\d.]+) MB read, "
+    r"(?P<waited>\d+) ms waiting for reads, (?P<computed>\d+) ms computing; "
     r"peak memory \d+ MB; finish (?P<finish>\w+)\n"
 )
 PROMPT = "def reverse(s):\n    "

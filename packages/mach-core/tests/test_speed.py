@@ -8,6 +8,7 @@ from mach.io.quantization import QuantScheme, uniform_quantization
 from mach.preflight.bandwidth import Bandwidth
 from mach.preflight.machine import Machine
 from mach.preflight.memory import estimate_memory
+from mach.preflight.memory_plan import MemoryBudgets
 from mach.preflight.speed import SpeedEstimate, estimate_speed
 
 DISK = Bandwidth(disk=1e9, memory=1e11, block=16384, direct=True, measured="2026-01-01")
@@ -25,9 +26,9 @@ def speed_of(
     inspection: CheckpointInspection, share: float, bandwidth: Bandwidth = DISK, backend: str = "metal"
 ) -> SpeedEstimate:
     machine = Machine(backend, 1 << 36, 1 << 36, "test")
-    everything = estimate_memory(inspection, None, machine, context=256, expert_cache_bytes=None).bank_bytes
+    everything = estimate_memory(inspection, None, machine, context=256).bank_bytes
     memory = estimate_memory(
-        inspection, None, machine, context=256, expert_cache_bytes=round(everything * share)
+        inspection, None, machine, context=256, budgets=MemoryBudgets(expert_cache=round(everything * share))
     )
     return estimate_speed(inspection, memory, bandwidth)
 
@@ -71,7 +72,7 @@ def test_misses_come_from_the_page_cache_at_the_fast_end_if_it_can_hold_all(
 ) -> None:
     slow_disk = DISK._replace(disk=1e6)
     roomy = Machine("metal", 1 << 36, 1 << 36, "test")
-    memory = estimate_memory(inspection, None, roomy, context=256, expert_cache_bytes=10**8)
+    memory = estimate_memory(inspection, None, roomy, context=256, budgets=MemoryBudgets(expert_cache=10**8))
     cramped = memory._replace(machine=roomy._replace(available_bytes=memory.streaming.working_set))
     with_cache = estimate_speed(inspection, memory, slow_disk).tokens_per_second
     without = estimate_speed(inspection, cramped, slow_disk).tokens_per_second

@@ -70,7 +70,7 @@ def gigabytes() -> Callable[[Path, int], float]:
 
     def budget(directory: Path, slots: int) -> float:
         source = SidecarSource(str(directory / "expert_sidecar"))
-        size = max(slot_bytes(schema, mx.float32) for schema in source.schemas.values())
+        size = max(slot_bytes(schema, mx.bfloat16) for schema in source.schemas.values())
         source.close()
         return (slots * size + 0.5) / 1e9
 
@@ -142,6 +142,7 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
             decodes_ahead=request.param,
             sync=lambda: None,
             quiesce=lambda: None,
+            begin_decoding=lambda: None,
             abandon=lambda: None,
             cancelled=None,
         )
@@ -152,7 +153,10 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
             cache=SimpleNamespace(make=lambda: [Position()], evaluate=lambda caches: None),
             context_length=context_length,
             vocabulary_size=vocabulary,
+            plan=SimpleNamespace(tokens=context_length, kv=0),
+            kv_bytes=None,
             directory=Path("scripted"),
+            dispatch="gather",
         )
         engine = Engine(loaded, prefill_chunk=prefill_chunk)
         engine.end_tokens = frozenset(end_tokens)

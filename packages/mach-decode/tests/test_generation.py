@@ -174,6 +174,8 @@ def test_an_end_token_has_no_logprobs(scripted, script) -> None:
 class OnlyThese:
     """Allows at each place one of the tokens given for it, and then the end."""
 
+    free_ahead = False
+
     def __init__(self, places: list[set[int]], end: int, vocabulary: int) -> None:
         self._places, self._vocabulary = [*places, {end}], vocabulary
         self.accepted: list[int] = []
@@ -207,6 +209,37 @@ def test_a_constraint_is_asked_before_and_told_after_every_token(scripted, scrip
     assert all(token in place for token, place in zip(tokens, [*places, {3}], strict=True))
     assert constraint.accepted == tokens and constraint.finished
     assert events[-1].figures.looked_ahead == 0
+
+
+class Forbids:
+    """Allows any token but the script's at one place of an answer."""
+
+    finished = False
+
+    def __init__(self, place: int, vocabulary: int) -> None:
+        self._place, self._vocabulary = place, vocabulary
+        self.accepted: list[int] = []
+
+    @property
+    def free_ahead(self) -> bool:
+        return len(self.accepted) + 1 != self._place
+
+    def mask(self) -> np.ndarray | None:
+        if len(self.accepted) != self._place:
+            return None
+        mask = np.zeros((self._vocabulary + 31) // 32, np.uint32)
+        mask[2] = 1
+        return mask.view(np.int32)
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+
+def test_passes_are_queued_ahead_where_a_constraint_needs_no_mask(scripted, script, tokenizer) -> None:
+    free = run(scripted(script), max_tokens=6)[0][-1].figures.looked_ahead
+    events, _ = run(scripted(script), constraint=Forbids(3, len(tokenizer)), max_tokens=6)
+    assert [event.token for event in events[:4]] == [*script[:3], 64]
+    assert events[-1].figures.looked_ahead == (free - 1 if free else 0)
 
 
 def test_tokens_without_any_text_are_told_with_the_last_event(scripted, script, monkeypatch) -> None:

@@ -15,8 +15,11 @@ from mach.io.sidecar_layout import SidecarLayoutError
 from mach_decode import memory_refusal, store_opening
 from mach_decode.engine import EngineConfig
 from mach_decode.errors import DecodeError, ResidencyError, TokenizerError
+from mach_decode.loaded_model import LoadedModel
 from mach_decode.loader import load, load_moe, load_swapped
+from mach_decode.memory_flags import NO_BUDGETS, MemoryFlags
 from mach_decode.store_opening import choose_residency
+from mach_decode.unswapped_loader import load_unswapped
 from mach_store.bank_cache import BankCache
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.errors import (
@@ -25,6 +28,7 @@ from mach_store.errors import (
     SettingError,
 )
 from mach_store.gather_switch_glu import GatherSwitchGLU
+from mach_store.machine_memory import AvailableMemory
 from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.settings import StoreSettings
 
@@ -49,7 +53,8 @@ def refused():
         with pytest.raises(error, match=match) as caught:
             load_moe(*args, **options)
         assert open_experts() == before
-        assert "\n" not in str(caught.value)
+        # Only a refusal for want of memory has more than a line: the arithmetic.
+        assert "\n" not in str(caught.value) or error is MemoryBudgetError
         return caught.value
 
     return check
@@ -266,10 +271,13 @@ def test_what_does_not_fit_the_machine_is_refused_with_advice_that_fits(
     sliced, stacked, refused, monkeypatch
 ) -> None:
     for module in (store_opening, memory_refusal):
-        monkeypatch.setattr(module, "available_bytes", lambda: 100 << 20)
+        monkeypatch.setattr(module, "available_memory", lambda: AvailableMemory(100 << 20, "MemAvailable"))
     refused(MemoryBudgetError, "lower --expert-cache-gb", str(sliced), expert_cache_gb=1.0)
     refused(MemoryBudgetError, "use --streaming", str(stacked), expert_residency="stacked")
-    refused(MemoryBudgetError, "raise --expert-cache-gb", str(sliced))
+    error = refused(MemoryBudgetError, "leave no room for one token's experts: free some memory", str(sliced))
+    first, *table = str(error).splitlines()
+    assert "0.10 GB (MemAvailable)" in first
+    assert [line.split("  ")[1] for line in table][-2:] == ["together", "limit"]
 
 
 def test_a_budget_larger_than_all_experts_allocates_no_more_than_them(sliced) -> None:
@@ -352,18 +360,51 @@ def test_the_residency_of_who_has_no_wish_follows_the_checkpoint_and_the_memory(
     sliced, stacked, monkeypatch
 ) -> None:
     def chosen(directory: Path, budget: float | None = None) -> str:
-        loaded = load_swapped(str(directory), expert_residency=None, expert_cache_gb=budget)
+        loaded = load_swapped(
+            str(directory), expert_residency=None, memory=MemoryFlags(expert_cache_gb=budget)
+        )
         loaded.store.close()
         return loaded.store.residency
 
     assert chosen(sliced) == "streaming"
     assert chosen(stacked) == "stacked"
     assert chosen(stacked, 0.001) == "streaming"
-    monkeypatch.setattr(store_opening, "available_bytes", lambda: inspect_checkpoint(stacked).other_bytes)
+    other = inspect_checkpoint(stacked).other_bytes
+    monkeypatch.setattr(store_opening, "available_memory", lambda: AvailableMemory(other, "MemAvailable"))
     inspection = inspect_checkpoint(stacked)
-    assert choose_residency(None, inspection, StoreSettings(), None) == "streaming"
+    assert choose_residency(None, inspection, StoreSettings(), NO_BUDGETS) == "streaming"
 
 
 def test_an_engine_config_knows_no_other_fields() -> None:
     with pytest.raises(TypeError):
         EngineConfig(checkpoint="x", expert_cache=1)
+
+
+def test_direct_reads_that_cannot_be_had_are_refused_wherever_they_are_asked_for(
+    sliced, stacked, refused, monkeypatch
+) -> None:
+    monkeypatch.setenv("LME_DIRECT_IO", "1")
+    refused(ResidencyError, "LME_DIRECT_IO=1 needs the aligned records of a sidecar", str(stacked))
+    refused(ResidencyError, "leave it out with --no-streaming", str(stacked), expert_residency="stacked")
+    with pytest.raises(ResidencyError, match="LME_DIRECT_IO=1 goes with --streaming"):
+        load_unswapped(str(stacked))
+
+
+def test_how_experts_are_read_is_chosen_when_nobody_says(sliced, stacked, gigabytes, monkeypatch) -> None:
+    flags = MemoryFlags(expert_cache_gb=gigabytes(sliced, 9))
+
+    def loaded(directory: Path) -> LoadedModel:
+        made = load_swapped(str(directory), expert_residency="streaming", memory=flags)
+        made.store.close()
+        return made
+
+    assert loaded(sliced).direct.code == "page-cache-holds-all"
+    assert loaded(stacked).direct.code == "slices"
+    monkeypatch.setattr(store_opening, "available_memory", lambda: AvailableMemory(0, "MemAvailable"))
+    chosen = loaded(sliced)
+    assert chosen.direct.asked == "auto"
+    assert chosen.direct.code in ("measured", "no-direct-reads")
+    assert chosen.reader is not None
+    assert chosen.reader.direct is chosen.direct.direct
+    monkeypatch.setenv("LME_DIRECT_IO", "0")
+    assert loaded(sliced).direct == (False, "0", "asked", "LME_DIRECT_IO=0", None, None)

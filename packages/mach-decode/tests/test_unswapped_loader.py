@@ -10,13 +10,15 @@ from mlx_lm import load as mlx_lm_load
 from mlx_lm.generate import generate_step
 
 from mach.errors import CheckpointNotFoundError, ConfigError
+from mach.preflight.memory_needs import LOADED_CONTEXT
 from mach_decode import memory_refusal, unswapped_loader
 from mach_decode.engine import UNSWAPPED, Engine, EngineConfig
 from mach_decode.errors import DecodeError, ResidencyError, SamplingError
 from mach_decode.loader import load, load_swapped
 from mach_decode.request import GenerationRequest
-from mach_decode.unswapped_loader import DEFAULT_CONTEXT, load_unswapped
+from mach_decode.unswapped_loader import load_unswapped
 from mach_store.errors import MemoryBudgetError
+from mach_store.machine_memory import AvailableMemory
 from mach_store.synthetic_dense import dense_config, write_dense_checkpoint
 from mach_store.unswapped_experts import UnswappedExperts
 
@@ -78,7 +80,7 @@ def test_the_facts_of_an_unregistered_model_are_those_of_its_config(dense) -> No
 @pytest.mark.parametrize(
     ("changes", "context"),
     [
-        ({"max_position_embeddings": None}, DEFAULT_CONTEXT),
+        ({"max_position_embeddings": None}, LOADED_CONTEXT),
         ({"max_position_embeddings": None, "n_positions": 77}, 77),
         ({"text_config": {"max_position_embeddings": 33}}, 33),
         ({"max_sequence_length": "many"}, 512),
@@ -123,7 +125,7 @@ def test_a_sliced_checkpoint_is_refused(sliced) -> None:
 
 
 def test_a_budget_and_settings_of_streaming_are_refused(stacked, monkeypatch) -> None:
-    with pytest.raises(ResidencyError, match="--backend openai has none"):
+    with pytest.raises(ResidencyError, match="cannot go with --backend openai"):
         Engine.load(EngineConfig(checkpoint=str(stacked), expert_residency=UNSWAPPED, expert_cache_gb=1.0))
     for name, value in (("LME_BF16_STACKED_STREAMING", "1"), ("LME_USE_GATHER_DISPATCH", "0")):
         with monkeypatch.context() as patch:
@@ -145,8 +147,10 @@ def test_what_mlx_lm_does_not_have_is_one_line(dense) -> None:
 
 def test_bad_checkpoints_are_refused_before_mlx_lm_sees_them(dense, tmp_path, monkeypatch) -> None:
     directory = dense()
-    monkeypatch.setattr(memory_refusal, "available_bytes", lambda: 100 << 20)
-    with pytest.raises(MemoryBudgetError, match=r"the weights \(0.00 GB\) and 0.54 GB"):
+    monkeypatch.setattr(
+        memory_refusal, "available_memory", lambda: AvailableMemory(100 << 20, "MemAvailable")
+    )
+    with pytest.raises(MemoryBudgetError, match=r"0.54 GB do not fit into 0.10 GB \(MemAvailable\)"):
         load_unswapped(str(directory))
     monkeypatch.undo()
     (directory / "config.json").write_text('{"model_type": 7}')
@@ -158,4 +162,4 @@ def test_bad_checkpoints_are_refused_before_mlx_lm_sees_them(dense, tmp_path, mo
 
 def test_without_the_flag_the_error_names_it(dense) -> None:
     with pytest.raises(ConfigError, match="'qwen3' is not supported.*--backend openai"):
-        load_swapped(str(dense()), expert_residency=None, expert_cache_gb=None)
+        load_swapped(str(dense()), expert_residency=None)

@@ -1,9 +1,10 @@
-from mach_decode.request import StepEvent
+from mach_decode.request import GenerationFigures, StepEvent
 from mach_server.answer.events import TextDelta, ToolCallEnd
 from mach_server.answer.formats import answer_parser, format_of
 from mach_server.answer.plain_text import PlainText
 from mach_server.answer.think_tags import Opening
 from mach_server.answer_reader import AnswerReader
+from mach_server.expert_io import ExpertIO
 
 HERMES = format_of("qwen3_moe", "<tool_call><think>")
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
@@ -65,3 +66,21 @@ def test_tokens_whose_text_became_reasoning_are_counted() -> None:
     plain = reader_of()
     read(plain, "answer")
     assert plain.outcome is not None and plain.outcome.reasoning_tokens == 0
+
+
+def test_the_bill_is_that_of_the_engine_s_last_step() -> None:
+    figures = GenerationFigures(
+        prompt_tokens=5, completion_tokens=1, first_token_seconds=0.5, decode_seconds=0.25,
+        expert_hits=7, expert_misses=3, bytes_read=300, read_seconds=0.5, wait_seconds=0.125,
+    )  # fmt: skip
+    reader = AnswerReader(PlainText(), 5)
+    reader.feed(StepEvent(text="a", token=1, finish_reason="stop", figures=figures))
+    assert reader.outcome is not None
+    bill = ExpertIO(hits=7, misses=3, bytes_read=300, wait_ms=125.0, compute_ms=625.0)
+    assert reader.outcome.expert_io == bill
+
+
+def test_an_answer_cut_after_its_only_call_has_no_bill() -> None:
+    reader = reader_of(one_call=True)
+    read(reader, CALL + " and text")
+    assert reader.outcome is not None and reader.outcome.expert_io is None

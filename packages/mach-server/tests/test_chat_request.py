@@ -252,6 +252,11 @@ def test_an_unknown_model_is_not_found() -> None:
     assert (error.status, error.code, error.param) == (404, "model_not_found", "model")
 
 
+def test_who_asks_for_several_answers_is_told_how_to_get_them() -> None:
+    with pytest.raises(ApiError, match="n is not supported by this server; .* ask once for each answer"):
+        parsed(n=2)
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b"\xff", b'{"model": "\xff\xfe"}', b'{"a":' + b"[" * 10_000, b'{"n": NaN}']
 )

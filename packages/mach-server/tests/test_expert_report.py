@@ -10,7 +10,7 @@ from mach_store.expert_map import LayerExperts
 
 
 def snapshot(experts: dict[int, LayerExperts]) -> EngineSnapshot:
-    return EngineSnapshot(store={}, memory={}, experts=experts, taken=time.monotonic())
+    return EngineSnapshot(store={}, memory={}, experts=experts, forecast={}, taken=time.monotonic())
 
 
 def bits(text: str) -> list[int]:

@@ -64,16 +64,6 @@ def test_native_kernels_give_what_the_familys_own_module_gives(quantization, act
     assert stock.as_dict() == {"kernels": "mlx", "kernels_reason": "for comparison"}
 
 
-def test_routes_in_slot_order_give_the_same_bits() -> None:
-    tensors, packing = experts(Quantization(mode="affine", bits=4, group_size=64))
-    block = ExpertBlock(SwiGLU(), NATIVE)
-    x, slots = routes(30)
-    whole = block(tensors, packing, x, slots)
-    order = mx.argsort(slots.flatten())
-    y = block.in_slot_order(tensors, packing, x[0][order // 2], slots.flatten()[order], slots.size)
-    assert mx.array_equal(y, whole.reshape(-1, HIDDEN)[order])
-
-
 def test_a_product_is_made_once_for_the_arrays_and_sees_what_is_written_into_them() -> None:
     tensors, packing = experts(None)
     block = ExpertBlock(SwiGLU(), NATIVE)

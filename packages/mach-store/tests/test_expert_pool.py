@@ -12,7 +12,7 @@ from mach_store.scatter_reader import python_twin
 def make_pool(schema):
     def make(slots: int, layers: int = 2, experts: int = 6, top_k: int = 2) -> ExpertPool:
         counts = dict.fromkeys(range(layers), experts)
-        return ExpertPool(schema(), counts, slots, top_k, StoredForm(mx.float32, python_twin()))
+        return ExpertPool(schema(), counts, slots, top_k, StoredForm(mx.float32, python_twin()), "lru")
 
     return make
 

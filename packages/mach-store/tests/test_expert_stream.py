@@ -206,7 +206,9 @@ def test_a_file_that_becomes_short_fails_the_pass(checkpoints, layer_of, copy_ch
     path = directory / "expert_sidecar" / "layer_00.bin"
     os.truncate(path, path.stat().st_size // 2)
     assert mx.isnan(dispatch(x, mx.array([[0, 7]]))).all()
-    with pytest.raises(ExpertReadError, match="layer 0, expert 7: cannot be read: .*the file ended") as caught:
+    with pytest.raises(
+        ExpertReadError, match="layer 0, expert 7: cannot be read: .*the file ended"
+    ) as caught:
         bank.sync()
     assert caught.value.path == str(path)
     bank.check()
@@ -267,9 +269,10 @@ def test_why_there_is_no_dispatch_in_the_graph_is_said(checkpoints, open_bank, m
 
     def told(bank, **options) -> str:
         stats = GatherSwitchGLU(bank, 0, SwiGLU(), **options).stats()
-        assert bank.stats()["layers"]["0"].items() >= {
-            name: value for name, value in stats.items() if name.startswith("dispatch")
-        }.items()
+        assert (
+            bank.stats()["layers"]["0"].items()
+            >= {name: value for name, value in stats.items() if name.startswith("dispatch")}.items()
+        )
         return stats["dispatch"] + ": " + stats.get("dispatch_reason", "")
 
     directory = checkpoints.engine()

@@ -3,14 +3,16 @@ import subprocess
 import sys
 
 from mach.preflight.machine import this_machine
-from mach_store.machine_memory import available_bytes, peak_rss_bytes
+from mach_store.machine_memory import available_memory, peak_rss_bytes
 
 
 def test_available_memory_is_what_the_preflight_sees() -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    seen = this_machine().available_bytes
-    assert 0 < available_bytes() <= physical
-    assert seen is None or abs(available_bytes() - seen) < 1 << 30
+    machine = this_machine()
+    seen = machine.available_bytes
+    assert 0 < available_memory().nbytes <= physical
+    assert available_memory().source in (machine.source, "all memory")
+    assert seen is None or abs(available_memory().nbytes - seen) < 1 << 30
 
 
 def test_peak_memory_grows_with_what_is_allocated() -> None:

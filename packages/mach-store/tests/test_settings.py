@@ -18,6 +18,7 @@ def test_every_variable_is_read() -> None:
         "LME_VERIFY_READS": "0",
         "LME_TRANSIENT_MIN_TOKENS": "5",
         "LME_SCRATCH_EXPERTS": "3",
+        "LME_BANK_EVICTION_POLICY": "lfu",
     }
     assert StoreSettings.from_environment(environment) == StoreSettings(
         use_gather_dispatch=False,
@@ -28,6 +29,8 @@ def test_every_variable_is_read() -> None:
         verify_reads=False,
         transient_min_tokens=5,
         scratch_experts=3,
+        eviction_policy="lfu",
+        scratch_told=True,
     )
 
 
@@ -50,6 +53,11 @@ def test_every_variable_is_read() -> None:
         ("LME_TRANSIENT_MIN_TOKENS", "2.5"),
         ("LME_SCRATCH_EXPERTS", "0"),
         ("LME_SCRATCH_EXPERTS", "4097"),
+        ("LME_BANK_EVICTION_POLICY", "mru"),
+        ("LME_BANK_EVICTION_POLICY", ""),
+        ("LME_DECODE_RESIDENCY", ""),
+        ("LME_DECODE_RESIDENCY", "on"),
+        ("LME_DECODE_RESIDENCY", "off,off"),
     ],
 )
 def test_a_bad_value_is_an_error_that_names_the_variable(variable, value) -> None:
@@ -57,3 +65,25 @@ def test_a_bad_value_is_an_error_that_names_the_variable(variable, value) -> Non
         StoreSettings.from_environment({variable: value})
     assert caught.value.variable == variable
     assert "must be" in str(caught.value)
+
+
+def test_direct_reads_are_asked_for_refused_or_left_to_be_chosen() -> None:
+    for value, meaning in (("0", False), ("1", True), ("auto", None)):
+        assert StoreSettings.from_environment({"LME_DIRECT_IO": value}).direct_io is meaning
+    assert StoreSettings.from_environment({}).direct_io is None
+    with pytest.raises(SettingError, match="LME_DIRECT_IO='yes': must be 0, 1 or auto"):
+        StoreSettings.from_environment({"LME_DIRECT_IO": "yes"})
+
+
+def test_a_bad_policy_is_told_the_choices() -> None:
+    with pytest.raises(SettingError, match="must be lru or lfu or lookahead"):
+        StoreSettings.from_environment({"LME_BANK_EVICTION_POLICY": "LRU"})
+
+
+def test_decode_residency_may_be_off() -> None:
+    assert StoreSettings.from_environment({"LME_DECODE_RESIDENCY": "off"}).decode_residency == frozenset()
+
+
+def test_decode_residency_is_words_with_commas_between_them() -> None:
+    settings = StoreSettings.from_environment({"LME_DECODE_RESIDENCY": "reclaim"})
+    assert settings.decode_residency == {"reclaim"}

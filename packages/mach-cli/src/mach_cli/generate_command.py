@@ -1,4 +1,4 @@
-"""Owns `mach-generate`: one prompt, its answer streamed to stdout, its figures on stderr."""
+"""Owns `mach-generate`: one prompt, its answer streamed to stdout, its progress and figures on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import io
 import sys
 from collections.abc import Sequence
 
+from mach.commands.budget_flags import add_budget_flags
 from mach.commands.process import run_command
+from mach.commands.progress_bar import TOKENS, ProgressBar
 from mach_decode.engine import UNSWAPPED, Engine, EngineConfig
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest
 from mach_decode.sampling import SamplingParams
@@ -24,10 +26,11 @@ def run(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.backend == "openai":
-        if options.residency is not None or options.expert_cache_gb is not None:
+        streaming = (options.residency, options.expert_cache_gb, options.prefill_scratch_gb)
+        if any(value is not None for value in streaming):
             parser.error(
-                "--backend openai runs mlx-lm's own model: leave out --streaming, --no-streaming and "
-                "--expert-cache-gb"
+                "--backend openai runs mlx-lm's own model: leave out --streaming, --no-streaming, "
+                "--expert-cache-gb and --prefill-scratch-gb"
             )
         options.residency = UNSWAPPED
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -40,15 +43,22 @@ def run(arguments: Sequence[str]) -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    engine = Engine.load(
-        EngineConfig(
-            checkpoint=options.model,
-            expert_residency=options.residency,
-            expert_cache_gb=options.expert_cache_gb,
+    with ProgressBar(quiet=options.quiet) as bar:
+        engine = Engine.load(
+            EngineConfig(
+                checkpoint=options.model,
+                expert_residency=options.residency,
+                expert_cache_gb=options.expert_cache_gb,
+                memory_gb=options.memory_gb,
+                prefill_scratch_gb=options.prefill_scratch_gb,
+                kv_cache_gb=options.kv_cache_gb,
+                wired_gb=options.wired_gb,
+                listener=bar.update,
+            )
         )
-    )
     residency = engine.store.residency
     try:
+        engine.watch_memory()
         if options.chat:
             prompt = engine.render_chat([{"role": "user", "content": options.prompt}])
         else:
@@ -56,12 +66,22 @@ def run(arguments: Sequence[str]) -> int:
         request = GenerationRequest(
             prompt=prompt, max_tokens=options.max_tokens, stop=tuple(options.stop), sampling=request_of
         )
-        for event in engine.generate(request):
-            print(event.text, end="", flush=True)
-            if event.figures is not None and event.finish_reason is not None:
-                print()
-                sys.stdout.flush()
-                print(_figures_line(event.figures, event.finish_reason, residency), file=sys.stderr)
+        with ProgressBar(unit=TOKENS, quiet=options.quiet) as bar:
+            last = len(prompt) - 1  # with this one the answer begins
+            if last:
+                bar.update("prompt", 0, last)
+            for event in engine.generate(request):
+                if event.token is None and event.figures is None:
+                    bar.update("prompt", event.prefilled, last)
+                    continue
+                bar.close()
+                print(event.text, end="", flush=True)
+                if event.figures is not None and event.finish_reason is not None:
+                    print()
+                    sys.stdout.flush()
+                    if not options.quiet:
+                        line = _figures_line(event.figures, event.finish_reason, residency)
+                        print(line, file=sys.stderr)
     finally:
         engine.close()
     return 0
@@ -81,7 +101,11 @@ def _experts(figures: GenerationFigures, residency: str) -> str:
     """What the expert store did; without one there is nothing to say."""
     if residency == UNSWAPPED:
         return ""
-    return f", hit rate {figures.hit_rate:.3f}, {figures.bytes_read / 1e6:.2f} MB read"
+    return (
+        f", hit rate {figures.hit_rate:.3f}, {figures.expert_hits} hits, {figures.expert_misses} misses, "
+        f"{figures.bytes_read / 1e6:.2f} MB read, {figures.wait_seconds * 1000:.0f} ms waiting for reads, "
+        f"{figures.compute_seconds * 1000:.0f} ms computing"
+    )
 
 
 def _speed(figures: GenerationFigures) -> str:
@@ -105,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-p", type=float, default=0.0, help="least relative probability; 0 is off (0)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off (1)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
+    parser.add_argument("--quiet", action="store_true", help="neither progress bars nor figures on stderr")
     parser.add_argument("--stop", action="append", default=[], help="string that ends the text; repeatable")
     residency = parser.add_mutually_exclusive_group()
     residency.add_argument(
@@ -113,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     residency.add_argument(
         "--no-streaming", dest="residency", action="store_const", const="stacked", help="all in memory"
     )
-    parser.add_argument("--expert-cache-gb", type=float, help="expert bank budget in 10^9 bytes (streaming)")
+    add_budget_flags(parser.add_argument_group("memory"))
     parser.add_argument(
         "--backend",
         choices=("production", "openai"),

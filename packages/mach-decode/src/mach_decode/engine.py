@@ -12,14 +12,20 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mach_decode.errors import EngineBusyError, GenerationCancelledError, ResidencyError, TokenizerError
+from mach_decode.bank_forecast import BankForecast
+from mach_decode.errors import EngineBusyError, GenerationCancelledError, TokenizerError
 from mach_decode.generation import Generation
+from mach_decode.kv_budget import KvBudget
 from mach_decode.loaded_model import LoadedModel
 from mach_decode.loader import load_swapped
+from mach_decode.memory_flags import MemoryFlags
+from mach_decode.memory_watch import MemoryState, MemoryWatch, unwatched
 from mach_decode.request import GenerationRequest, StepEvent
 from mach_decode.route_observer import RouteObservers
 from mach_decode.unswapped_loader import load_unswapped
+from mach_store.bank_cache import BankCache
 from mach_store.errors import DispatchCancelledError
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.model_builder import compute_dtype
 
 Message = dict[str, Any]
@@ -37,17 +43,42 @@ class EngineConfig:
         expert_residency: `streaming`, `stacked` or `bf16_streaming`; `unswapped` is mlx-lm's own model, which
             may be any; None is `stacked` where checkpoint and memory allow it, else `streaming`.
         expert_cache_gb: budget of the expert bank in 10⁹ bytes; None lets the loader choose (streaming only).
+        memory_gb: what everything may take together, in 10⁹ bytes; this and the next ones: docs/memory.md.
+        prefill_scratch_gb: the arena of long prompts (streaming only).
+        kv_cache_gb: keys and values of a prompt and its answer.
+        wired_gb: Metal's wired limit (Metal only).
         prefill_chunk: prompt tokens per forward pass; None chooses by device and residency.
+        listener: is told how far the load is, in the thread that loads.
     """
 
     checkpoint: str
     expert_residency: str | None = "streaming"
     expert_cache_gb: float | None = None
+    memory_gb: float | None = None
+    prefill_scratch_gb: float | None = None
+    kv_cache_gb: float | None = None
+    wired_gb: float | None = None
     prefill_chunk: int | None = None
+    listener: LoadListener = unheard
+
+    @property
+    def memory(self) -> MemoryFlags:
+        """The budgets."""
+        return MemoryFlags(
+            expert_cache_gb=self.expert_cache_gb,
+            memory_gb=self.memory_gb,
+            prefill_scratch_gb=self.prefill_scratch_gb,
+            kv_cache_gb=self.kv_cache_gb,
+            wired_gb=self.wired_gb,
+        )
 
 
 def _never() -> bool:
     return False
+
+
+def _nothing() -> None:
+    pass
 
 
 class Engine:
@@ -57,8 +88,10 @@ class Engine:
         loaded: what was loaded and how, for start-up lines and reports.
         store: what holds the experts; empty for mlx-lm's own model.
         end_tokens: token ids that end an answer.
-        context_length: tokens that prompt and answer may have together.
+        context_length: tokens that the model takes, prompt and answer together.
+        kv_budget: how many of them there is memory for.
         route_observers: who sees which experts each token is routed to.
+        forecast: what banks of other sizes would do.
     """
 
     def __init__(self, loaded: LoadedModel, *, prefill_chunk: int | None = None) -> None:
@@ -68,15 +101,52 @@ class Engine:
         self.tokenizer: Any = loaded.tokenizer
         self.store = loaded.store
         self.route_observers = RouteObservers(loaded.store)
+        self.forecast = BankForecast(loaded.store, self.route_observers, dispatch=loaded.dispatch)
         self.kv_caches = loaded.cache
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
+        self.kv_budget = KvBudget(
+            context_length=loaded.context_length,
+            tokens=loaded.plan.tokens,
+            nbytes=loaded.plan.kv,
+            size=loaded.kv_bytes,
+        )
         self.vocabulary_size = loaded.vocabulary_size
         self._busy = False
+        self._watch: MemoryWatch | None = None
         # Without a fence in every layer a request can be cancelled between chunks only; on a CPU, where a
         # chunk takes long and gains nothing from being long, it is short then.
         slow = compute_dtype() == mx.float32 and self.store.host_free
         self.prefill_chunk = prefill_chunk or (64 if slow else 512)
+
+    def watch_memory(self, wake: Callable[[], None] = _nothing) -> Callable[[], MemoryState]:
+        """Let the expert bank follow the memory that is left, from now to `close` (docs/memory.md).
+
+        Args:
+            wake: called from another thread when the bank should change: whoever has the engine's thread then
+                calls `heed_memory`. A running answer does so by itself before each step.
+
+        Returns:
+            What tells, from any thread, what the watch has seen and done.
+        """
+        assert self._watch is None, "memory is watched once"
+        if not isinstance(self.store, BankCache):
+            return lambda: unwatched("there is no bank to shrink")
+        if not self.loaded.settings.memory_pressure:
+            return lambda: unwatched("LME_MEMORY_PRESSURE=0")
+        watch = self._watch = MemoryWatch(self.store, wake)
+        watch.start()
+        return lambda: watch.state
+
+    def heed_memory(self) -> None:
+        """Shrink or grow the bank if the watch asks for it; between two steps, or while nothing runs."""
+        if self._watch is not None and self._watch.asks:
+            self._watch.heed()
+
+    @property
+    def memory_asks(self) -> bool:
+        """Whether `heed_memory` has something to do; from any thread."""
+        return self._watch is not None and self._watch.asks
 
     @classmethod
     def load(cls, config: EngineConfig) -> Engine:
@@ -86,14 +156,13 @@ class Engine:
             MachError: every way in which a checkpoint, a budget or the machine can refuse.
         """
         if config.expert_residency == UNSWAPPED:
-            if config.expert_cache_gb is not None:
-                raise ResidencyError("--expert-cache-gb bounds the streaming bank: --backend openai has none")
-            loaded = load_unswapped(config.checkpoint)
+            loaded = load_unswapped(config.checkpoint, memory=config.memory, listener=config.listener)
         else:
             loaded = load_swapped(
                 config.checkpoint,
                 expert_residency=config.expert_residency,
-                expert_cache_gb=config.expert_cache_gb,
+                memory=config.memory,
+                listener=config.listener,
             )
         return cls(loaded, prefill_chunk=config.prefill_chunk)
 
@@ -108,7 +177,7 @@ class Engine:
 
         Raises:
             GenerationCancelledError: `cancelled` said so; the engine is free again.
-            PromptTooLongError, SamplingError: the request cannot be answered.
+            PromptTooLongError, KvBudgetError, SamplingError: the request cannot be answered.
             EngineBusyError: another answer has not been finished or closed.
             StoreError: an expert could not be read; no token computed from it was given.
         """
@@ -123,9 +192,11 @@ class Engine:
             while not generation.finished:
                 if cancelled():
                     raise GenerationCancelledError("the request was cancelled")
+                self.heed_memory()
                 prefill = generation.prefilling
                 event = generation.step()
                 observers.step_ended(prefill=prefill)
+                self.forecast.step_ended(prefill=prefill)
                 yield event
         except DispatchCancelledError as error:
             raise GenerationCancelledError(str(error)) from error
@@ -134,6 +205,7 @@ class Engine:
             self.store.cancelled = _never
             self.store.abandon()
             observers.answer_ended(finished=generation.finished, prefill=prefill)
+            self.forecast.answer_ended(finished=generation.finished)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text; special tokens written out in it are taken as such.
@@ -177,5 +249,7 @@ class Engine:
         ends: MLX frees its streams when the system destroys the thread, and a process that exits just then
         is aborted.
         """
+        if self._watch is not None:
+            self._watch.close()
         self.store.close()
         mx.clear_cache()

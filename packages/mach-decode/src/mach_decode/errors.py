@@ -3,6 +3,7 @@
 MachError (mach.errors)
 └── DecodeError
     ├── PromptTooLongError       prompt and answer do not fit into the context
+    ├── KvBudgetError            prompt and answer fit the context, but not the memory for keys and values
     ├── SamplingError            a sampling parameter is out of range
     ├── ResidencyError           the checkpoint cannot be loaded in the residency mode asked for
     ├── TokenizerError           the checkpoint has no usable tokenizer or chat template
@@ -33,6 +34,36 @@ class PromptTooLongError(DecodeError):
             "answer: shorten the prompt"
         )
         self.prompt_tokens, self.context_length = prompt_tokens, context_length
+
+
+class KvBudgetError(DecodeError):
+    """Prompt and answer would need more memory for keys and values than is set apart for them.
+
+    Attributes:
+        prompt_tokens: the prompt's length.
+        max_tokens: what was asked for; None is one token at least.
+        tokens: prompt and answer that there is memory for.
+        needed_bytes: what prompt and answer would take.
+        budget_bytes: what is set apart.
+    """
+
+    def __init__(
+        self,
+        prompt_tokens: int,
+        max_tokens: int | None,
+        *,
+        tokens: int,
+        needed_bytes: int,
+        budget_bytes: int,
+    ) -> None:
+        answer = "an answer" if max_tokens is None else f"an answer of up to {max_tokens}"
+        super().__init__(
+            f"a prompt of {prompt_tokens} tokens and {answer} need {needed_bytes / 1e9:.4g} GB for keys and "
+            f"values, but {budget_bytes / 1e9:.4g} GB are set apart for them, which hold {tokens} tokens: "
+            "shorten the prompt or lower max_tokens, or start with a higher --kv-cache-gb"
+        )
+        self.prompt_tokens, self.max_tokens, self.tokens = prompt_tokens, max_tokens, tokens
+        self.needed_bytes, self.budget_bytes = needed_bytes, budget_bytes
 
 
 class SamplingError(DecodeError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import mlx.core as mx
 
-from mach_decode.errors import PromptTooLongError, SamplingError
+from mach_decode.errors import SamplingError
 from mach_decode.logprobs import LogprobQueue, MeasuredLogprobs, TokenLogprob
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest, StepEvent
 from mach_decode.sampling import choose
@@ -48,7 +48,7 @@ class Generation:
         """Check the request; nothing is computed yet.
 
         Raises:
-            PromptTooLongError: prompt and one token do not fit into the context.
+            PromptTooLongError, KvBudgetError: prompt and answer do not fit into the context, or the memory.
             SamplingError: the prompt is empty or names an unknown token, as may logit_bias; max_tokens is too
                 small, or a stop string is empty.
         """
@@ -66,14 +66,11 @@ class Generation:
             raise SamplingError("max_tokens", f"must be at least {least}, not {request.max_tokens}")
         if "" in request.stop:
             raise SamplingError("stop", "holds an empty string, which would end every answer: leave it out")
-        room = engine.context_length - len(request.prompt)
-        if room < 1:
-            raise PromptTooLongError(len(request.prompt), engine.context_length)
+        self._limit = engine.kv_budget.room(len(request.prompt), request.max_tokens)
         self.request = request
         self.tokens: list[int] = []
         self.finished = False
         self._engine = engine
-        self._limit = room if request.max_tokens is None else min(room, request.max_tokens)
         self._cache: list[Any] = engine.kv_caches.make()
         self._prefilled = 0
         self._text = text_stream(engine.tokenizer)
@@ -103,6 +100,8 @@ class Generation:
             return StepEvent(prompt_logprobs=self._placed([first]))
         if self.prefilling:
             return self._prefill_chunk()
+        if not self.tokens:
+            self._engine.store.begin_decoding()
         if self._limit == 0:
             return self._finish("length", None, "")
         token, entry = self._next_token()
@@ -198,7 +197,8 @@ class Generation:
     def _can_look_ahead(self) -> bool:
         """Whether a pass can be built without the host: none of its layers asks it, nor does the choice."""
         request = self.request
-        looks_back = request.sampling.looks_back or request.constraint is not None
+        constraint = request.constraint
+        looks_back = request.sampling.looks_back or (constraint is not None and not constraint.free_ahead)
         return self._engine.store.decodes_ahead and not looks_back
 
     def _flush(self) -> str:
@@ -224,15 +224,16 @@ class Generation:
         )
 
     def _figures(self) -> GenerationFigures:
-        before, after = self._counters_before, self._engine.store.totals()
+        counted = self._engine.store.totals().since(self._counters_before)
         return GenerationFigures(
             prompt_tokens=len(self.request.prompt),
             completion_tokens=len(self.tokens),
             first_token_seconds=self._first_token - self._began,
             decode_seconds=self._last_token - self._first_token,
-            expert_hits=after.hits - before.hits,
-            expert_misses=after.misses - before.misses,
-            bytes_read=after.bytes_read - before.bytes_read,
-            read_seconds=after.read_seconds - before.read_seconds,
+            expert_hits=counted.hits,
+            expert_misses=counted.misses,
+            bytes_read=counted.bytes_read,
+            read_seconds=counted.read_seconds,
+            wait_seconds=counted.wait_seconds,
             looked_ahead=self._looked_ahead,
         )

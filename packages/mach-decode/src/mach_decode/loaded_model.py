@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import mlx.nn as nn
 
 from mach.io.arch_adapter import MoeArchAdapter
+from mach.preflight.memory_plan import MemoryPlan
 from mach_decode.kv_cache import KVCacheFactory
 from mach_store.bank_cache import BankCache
+from mach_store.direct_choice import DirectChoice
 from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.scatter_reader import ScatterReader
 from mach_store.settings import StoreSettings
@@ -34,6 +37,10 @@ class LoadedModel:
         kernels: what computes the products, see `mach_store.model_kernels`.
         context_length: tokens that prompt and answer may have together.
         vocabulary_size: rows of the embedding.
+        plan: how the memory is divided, which says what prompt and answer may hold.
+        kv_bytes: tokens → keys and values of a context of so many, at most; None where that is not known.
+        wired_bytes: Metal's wired limit; None where there is no Metal.
+        direct: whether experts are read past the page cache, and why.
     """
 
     directory: Path
@@ -50,6 +57,10 @@ class LoadedModel:
     kernels: dict[str, Any]
     context_length: int
     vocabulary_size: int
+    plan: MemoryPlan
+    kv_bytes: Callable[[int], int] | None
+    wired_bytes: int | None
+    direct: DirectChoice
 
 
 def display_name(checkpoint: str, directory: Path) -> str:

@@ -1,30 +1,26 @@
-"""Owns the refusal, with the numbers, to load what does not fit into the free memory."""
+"""Owns the refusal, with the whole arithmetic, to load what does not fit into the memory there is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+from mach.preflight.memory_plan import MemoryBudgets, MemoryNeeds, MemoryPlan, plan_memory
 from mach_store.errors import MemoryBudgetError
-from mach_store.machine_memory import available_bytes
-
-RESERVE_BYTES = 512 << 20
-"""Kept free for the interpreter, the libraries, activations and KV (docs/architecture.md)."""
+from mach_store.machine_memory import available_memory
 
 
-def refuse_if_too_big(checkpoint: str, parts: Mapping[str, int], advice: str) -> None:
-    """Raise unless `parts` (label → bytes) and the reserve fit.
+def admitted_plan(checkpoint: str, needs: MemoryNeeds, budgets: MemoryBudgets) -> MemoryPlan:
+    """How the memory is divided among the parts of an engine for `checkpoint`.
 
     Raises:
-        MemoryBudgetError: they do not; the message has every number and `advice`.
+        MemoryBudgetError: they do not fit, or a budget is less than the least; the message says why and what
+            would help, and a table under it has every part.
     """
-    needed = sum(parts.values()) + RESERVE_BYTES
-    available = available_bytes()
-    if needed <= available:
-        return
-    listed = ", ".join(f"{label} ({size / 1e9:.2f} GB)" for label, size in parts.items())
-    raise MemoryBudgetError(
-        f"{checkpoint}: {listed} and {RESERVE_BYTES / 1e9:.2f} GB for everything else need "
-        f"{needed / 1e9:.2f} GB, but {available / 1e9:.2f} GB are free: {advice}",
-        needed=needed,
-        available=available,
-    )
+    available = available_memory()
+    plan = plan_memory(needs, budgets, available.nbytes, available.source)
+    if plan.problem is not None:
+        assert plan.limit is not None, "what the machine has is known to the loader"
+        raise MemoryBudgetError(
+            "\n".join([f"{checkpoint}: {plan.problem}", *plan.table()]),
+            needed=plan.needed,
+            available=plan.limit,
+        )
+    return plan

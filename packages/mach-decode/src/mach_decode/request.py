@@ -49,7 +49,8 @@ class GenerationFigures:
         expert_hits: experts found in the bank, over both phases.
         expert_misses: experts read from disk.
         bytes_read: bytes read from disk.
-        read_seconds: time spent waiting for reads.
+        read_seconds: time spent in reads.
+        wait_seconds: the part of the answer's time in which a forward pass stood still for a read.
         looked_ahead: tokens whose pass was queued before the token before them was known to the host.
     """
 
@@ -61,6 +62,7 @@ class GenerationFigures:
     expert_misses: int
     bytes_read: int
     read_seconds: float
+    wait_seconds: float = 0.0
     looked_ahead: int = 0
 
     @property
@@ -73,6 +75,11 @@ class GenerationFigures:
         """Decode speed over the tokens after the first; 0 for a single token."""
         steps = self.completion_tokens - 1
         return steps / self.decode_seconds if steps > 0 and self.decode_seconds > 0 else 0.0
+
+    @property
+    def compute_seconds(self) -> float:
+        """The answer's time without waiting for reads, over both phases."""
+        return max(0.0, self.first_token_seconds + self.decode_seconds - self.wait_seconds)
 
     @property
     def hit_rate(self) -> float:

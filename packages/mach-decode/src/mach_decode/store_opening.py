@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
+
+import mlx.core as mx
 
 from mach.io.inspection import CheckpointInspection
 from mach.io.raw_experts import RAW_LAYOUTS
@@ -15,16 +18,22 @@ from mach.preflight.gates import (
     resident_gate,
     streaming_gate,
 )
+from mach.preflight.memory_needs import memory_needs
+from mach.preflight.memory_plan import MemoryBudgets, MemoryNeeds, MemoryPlan, plan_memory
 from mach.preflight.sidecar_probe import match_config
 from mach_decode.errors import ResidencyError
 from mach_decode.loaded_model import SwappedStore
-from mach_decode.memory_refusal import RESERVE_BYTES, refuse_if_too_big
+from mach_decode.memory_flags import MemoryFlags
+from mach_decode.memory_refusal import admitted_plan
 from mach_store.bank_cache import BankCache
-from mach_store.bank_form import BankForm, StoredForm
+from mach_store.bank_form import BankForm, StoredForm, kernels_take_schema
 from mach_store.bf16_form import Bf16Form
+from mach_store.cpu_kernels import CpuKernels
+from mach_store.direct_choice import NOTHING_STREAMED, DirectChoice, asked_choice, choose_direct
 from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
-from mach_store.machine_memory import available_bytes
+from mach_store.load_progress import LoadListener, unheard
+from mach_store.machine_memory import available_memory
 from mach_store.model_builder import compute_dtype
 from mach_store.raw_source import RawSource
 from mach_store.resident_cache import ResidentStackedExpertCache
@@ -42,7 +51,8 @@ def choose_residency(
     asked: str | None,
     inspection: CheckpointInspection,
     settings: StoreSettings,
-    expert_cache_gb: float | None,
+    flags: MemoryFlags,
+    kernels: CpuKernels,
 ) -> str:
     """The mode to load in: what was asked for; without a wish, stacked where checkpoint and memory allow it.
 
@@ -50,7 +60,8 @@ def choose_residency(
         asked: one of RESIDENCIES, or None.
         inspection: the checkpoint.
         settings: `LME_BF16_STACKED_STREAMING` makes streaming bf16_streaming.
-        expert_cache_gb: a budget only means something while streaming.
+        flags: budgets of bank and arena only mean something while streaming.
+        kernels: what computes the experts.
 
     Raises:
         ResidencyError: there is no such mode, or flag and variable contradict each other.
@@ -63,27 +74,46 @@ def choose_residency(
         return "bf16_streaming"
     if asked is not None:
         return asked
-    whole = 2 * inspection.expert_bytes + inspection.other_bytes + RESERVE_BYTES
-    fits = inspection.layout == "stacked" and whole <= available_bytes()
-    wanted = fits and inspection.sidecar_directory is None and expert_cache_gb is None
-    return "stacked" if wanted else "streaming"
+    streams = flags.expert_cache_gb is not None or flags.prefill_scratch_gb is not None
+    if inspection.layout != "stacked" or inspection.sidecar_directory is not None or streams:
+        return "streaming"
+    if resident_gate(inspection.adapter, inspection).status != OK:
+        return "streaming"
+    available = available_memory()
+    budgets = flags.budgets("stacked", settings)
+    plan = plan_memory(resident_needs(inspection, kernels), budgets, available.nbytes, available.source)
+    return "stacked" if plan.problem is None else "streaming"
+
+
+class OpenedStore(NamedTuple):
+    """An expert store, the reader that it streams through (None if it does not), and the plan it follows."""
+
+    store: SwappedStore
+    reader: ScatterReader | None
+    plan: MemoryPlan
+    direct: DirectChoice
 
 
 def open_store(
     inspection: CheckpointInspection,
     settings: StoreSettings,
     expert_residency: str,
-    expert_cache_gb: float | None,
-) -> tuple[SwappedStore, ScatterReader | None]:
-    """The expert store of a mode, and the reader that it streams through.
+    flags: MemoryFlags,
+    kernels: CpuKernels,
+    listener: LoadListener = unheard,
+) -> OpenedStore:
+    """The expert store of a mode, within the machine's memory and the budgets asked for.
+
+    What the `kernels` can compute with as it is stored is held so.
 
     Raises:
-        ResidencyError: the preflight's gate blocks the mode, or a setting does not go with it.
+        ResidencyError: the preflight's gate blocks the mode, or a flag or setting does not go with it.
         MemoryBudgetError: the budget is too small for one token, or too big for the machine.
         StoreError: the experts' files are not usable.
     """
+    budgets = flags.budgets(expert_residency, settings)
     if expert_residency == "stacked":
-        return _open_resident(inspection, settings, expert_cache_gb), None
+        return _open_resident(inspection, settings, budgets, kernels, listener)
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
         # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
         # wrong with the other weights is asked after that.
@@ -92,43 +122,99 @@ def open_store(
     compute = compute_dtype()
     form: BankForm
     if expert_residency == "bf16_streaming":
-        form = Bf16Form(compute, reader)
+        form = Bf16Form(compute, reader, kernels)
         source = _open_slices(
             inspection, reader, RawSource if inspection.layout in RAW_LAYOUTS else StackedSource
         )
     else:
-        form = StoredForm(compute, reader)
+        form = StoredForm(compute, reader, kernels)
         source = _open_source(inspection, settings, reader)
     try:
         if inspection.sidecar_directory is not None:
             _require(expert_residency, inspection)
+        needs = _streaming_needs(inspection, expert_residency, source, form)
+        plan = admitted_plan(inspection.directory, needs, budgets)
+        direct = _choose_direct(source, reader, form, settings, plan)
+        if direct.direct != reader.direct:
+            assert isinstance(source, SidecarSource), "only a sidecar's records are read past the page cache"
+            buffered, source, reader = source, source.direct_twin(), reader.with_direct(True)
+            buffered.close()
         cache = BankCache(
             source,
             reader,
-            budget_bytes=_budget(inspection, source, form, expert_cache_gb),
+            budget_bytes=plan.bank,
             top_k=inspection.shape.top_k,
             compute=compute,
-            scratch_experts=settings.scratch_experts,
+            scratch_experts=plan.scratch_experts,
             form=form,
+            policy=settings.eviction_policy,
+            reclaim="reclaim" in settings.decode_residency,
         )
     except BaseException:
         source.close()
         raise
-    return cache, reader
+    return OpenedStore(cache, reader, plan, direct)
+
+
+def _choose_direct(
+    source: ExpertSource, reader: ScatterReader, form: BankForm, settings: StoreSettings, plan: MemoryPlan
+) -> DirectChoice:
+    if settings.direct_io is not None:
+        return asked_choice(settings.direct_io)
+    left = available_memory().nbytes - plan.needed
+    return choose_direct(source, reader, form, bank_bytes=plan.bank, left_bytes=left)
 
 
 def _open_resident(
-    inspection: CheckpointInspection, settings: StoreSettings, expert_cache_gb: float | None
-) -> ResidentStackedExpertCache:
-    if expert_cache_gb is not None:
-        raise ResidencyError("--expert-cache-gb bounds the streaming bank: it cannot go with --no-streaming")
+    inspection: CheckpointInspection,
+    settings: StoreSettings,
+    budgets: MemoryBudgets,
+    kernels: CpuKernels,
+    listener: LoadListener,
+) -> OpenedStore:
     _require("stacked", inspection)
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming")
+    if settings.direct_io:
+        raise ResidencyError("LME_DIRECT_IO=1 needs --streaming: leave it out with --no-streaming")
+    if settings.decode_residency:
+        raise ResidencyError("LME_DECODE_RESIDENCY needs --streaming: leave it out with --no-streaming")
+    plan = admitted_plan(inspection.directory, resident_needs(inspection, kernels), budgets)
+    store = ResidentStackedExpertCache(inspection, compute_dtype(), kernels, listener)
+    return OpenedStore(store, None, plan, NOTHING_STREAMED)
+
+
+def resident_needs(inspection: CheckpointInspection, kernels: CpuKernels) -> MemoryNeeds:
+    """What `--no-streaming` takes for a stacked checkpoint."""
     schemas, num_experts = stacked_schemas(inspection)
-    wanted = num_experts * sum(slot_bytes(schema, compute_dtype()) for schema in schemas.values())
-    _refuse_if_too_big(inspection, wanted, "the experts", "use --streaming")
-    return ResidentStackedExpertCache(inspection, compute_dtype())
+    experts = num_experts * sum(
+        slot_bytes(schema, mx.bfloat16 if kernels_take_schema(schema, kernels) else compute_dtype())
+        for schema in schemas.values()
+    )
+    return memory_needs(
+        inspection, floats_as(), "stacked", experts=experts, least_bank=experts, scratch=lambda _: 0
+    )
+
+
+def _streaming_needs(
+    inspection: CheckpointInspection, residency: str, source: ExpertSource, form: BankForm
+) -> MemoryNeeds:
+    slots = sum(form.slot_bytes(schema) for schema in source.schemas.values())
+    kinds = set(source.schemas.values())
+    return memory_needs(
+        inspection,
+        floats_as(),
+        residency,
+        experts=slots * source.num_experts,
+        least_bank=slots * inspection.shape.top_k,
+        scratch=lambda experts: sum(form.scratch_bytes(schema, experts) for schema in kinds),
+        narrow=any(map(form.narrow, kinds)),
+    )
+
+
+def floats_as() -> str:
+    """The preflight's backend whose floats are as wide as this process's: `cpu` where all are float32."""
+    return "cpu" if compute_dtype() == mx.float32 else "metal"
 
 
 def _open_source(
@@ -177,23 +263,3 @@ def _require(residency: str, inspection: CheckpointInspection) -> None:
     told = all(flag in verdict.reason for flag in working)
     hint = "" if told else f"; {' and '.join(working)} work{'s' * (len(working) == 1)}"
     raise ResidencyError(f"{inspection.directory}: {_FLAGS[residency]}: {verdict.reason}{hint}")
-
-
-def _budget(
-    inspection: CheckpointInspection, source: ExpertSource, form: BankForm, expert_cache_gb: float | None
-) -> int:
-    """The bank's budget in bytes; explicit ones are checked against the machine."""
-    everything = sum(form.slot_bytes(schema) for schema in source.schemas.values()) * source.num_experts
-    if expert_cache_gb is None:
-        free = available_bytes() - inspection.other_bytes - RESERVE_BYTES
-        return max(0, min(everything, free // 2))
-    if not 0 < expert_cache_gb < 1e6:
-        raise ResidencyError(f"--expert-cache-gb {expert_cache_gb}: must be a positive number of 10⁹ bytes")
-    budget = int(expert_cache_gb * 1e9)
-    _refuse_if_too_big(inspection, min(budget, everything), "the expert cache", "lower --expert-cache-gb")
-    return budget
-
-
-def _refuse_if_too_big(inspection: CheckpointInspection, wanted: int, what: str, advice: str) -> None:
-    parts = {what: wanted, "the other weights": inspection.other_bytes}
-    refuse_if_too_big(inspection.directory, parts, advice)

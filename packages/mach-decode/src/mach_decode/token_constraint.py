@@ -16,7 +16,7 @@ class TokenConstraint(Protocol):
     """Which tokens an answer may have next. One generation's, called from its thread alone.
 
     Before each choice `mask`, after it `accept`, until `finished`. A pass that is queued before a token is
-    known to the host must not choose the token after it: the mask depends on it.
+    known to the host chooses the token after it only where `free_ahead` says that this needs no mask.
     """
 
     def mask(self) -> npt.NDArray[np.int32] | None:
@@ -27,6 +27,10 @@ class TokenConstraint(Protocol):
 
     def accept(self, token: int) -> None:
         """`token` was chosen."""
+
+    @property
+    def free_ahead(self) -> bool:
+        """Whether the token after the next may be any, whatever the next one is; `mask` then gives None."""
 
     def rollback(self, tokens: int) -> None:
         """The last accepted tokens were not chosen after all."""

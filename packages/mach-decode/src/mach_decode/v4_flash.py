@@ -22,7 +22,13 @@ ARCHITECTURE = "deepseek_v4"
 
 
 def load_v4_flash(
-    checkpoint: str, *, expert_cache_gb: float | None = None
+    checkpoint: str,
+    *,
+    expert_cache_gb: float | None = None,
+    memory_gb: float | None = None,
+    prefill_scratch_gb: float | None = None,
+    kv_cache_gb: float | None = None,
+    wired_gb: float | None = None,
 ) -> tuple[nn.Module, Any, ExpertStore, KVCacheFactory]:
     """A DeepSeek-V4 checkpoint in the engine layout: `(model, tokenizer, store, cache)`.
 
@@ -31,7 +37,11 @@ def load_v4_flash(
 
     Args:
         checkpoint: a directory, or the name of an installed checkpoint.
-        expert_cache_gb: as for `load_moe`.
+        expert_cache_gb: as for `load_moe`, like the other budgets.
+        memory_gb: see there.
+        prefill_scratch_gb: see there.
+        kv_cache_gb: see there.
+        wired_gb: see there.
 
     Raises:
         ResidencyError: the experts are in no sidecar.
@@ -50,7 +60,14 @@ def load_v4_flash(
             file=sys.stderr,
         )
     return load_moe(
-        str(directory), ARCHITECTURE, expert_residency="streaming", expert_cache_gb=expert_cache_gb
+        str(directory),
+        ARCHITECTURE,
+        expert_residency="streaming",
+        expert_cache_gb=expert_cache_gb,
+        memory_gb=memory_gb,
+        prefill_scratch_gb=prefill_scratch_gb,
+        kv_cache_gb=kv_cache_gb,
+        wired_gb=wired_gb,
     )
 
 

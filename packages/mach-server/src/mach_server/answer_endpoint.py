@@ -24,6 +24,7 @@ from mach_server.answer_writer import AnswerWriter, Exchange, keep_alive
 from mach_server.collected_answer import CollectedAnswer
 from mach_server.errors import BadRequestError, RequestTimeoutError, api_error_of
 from mach_server.event_stream import EventStream
+from mach_server.expert_io import ExpertIO
 from mach_server.inference_service import InferenceService
 from mach_server.refusal import error_response
 from mach_server.request_body import disconnected
@@ -117,7 +118,7 @@ class AnswerEndpoint:
                 if reader.outcome is not None:
                     record.finish = reader.outcome.reason
                 if job.figures is not None:
-                    record.bytes_read = job.figures.bytes_read
+                    record.expert_io = ExpertIO.of(job.figures)
 
     async def _prepared(self, exchange: Exchange) -> tuple[GenerationRequest, AnswerParser]:
         """What the engine is asked for, and what reads its answer."""
@@ -130,6 +131,7 @@ class AnswerEndpoint:
                 param=request.prompt_field,
                 code="prompt_too_long",
             )
+        prepare.check_room(prompt, request.max_tokens)
         if exchange.echo is not None:
             given = request.prompt
             exchange.echo(given if isinstance(given, str) else await prepare.text_of(prompt))

@@ -8,6 +8,7 @@ from mach_decode.logprobs import TokenLogprob
 from mach_decode.request import StepEvent
 from mach_server.answer.events import AnswerParser, Event, ReasoningDelta, ToolCallEnd
 from mach_server.collected_answer import Outcome
+from mach_server.expert_io import ExpertIO
 
 
 class AnswerPart(NamedTuple):
@@ -53,9 +54,9 @@ class AnswerReader:
             events += self._parser.finish()
         events = self._counted(events, step)
         if step.finish_reason is not None:
-            self._end(step.finish_reason == "length", step.stop)
+            self._end(step)
         elif self._one_call and self._calls:
-            self._end(False, None)
+            self._end(None)
         return AnswerPart(events, step.logprobs, step.prompt_logprobs)
 
     def _counted(self, events: list[Event], step: StepEvent) -> list[Event]:
@@ -74,11 +75,15 @@ class AnswerReader:
                     return events[: place + 1]
         return events
 
-    def _end(self, cut: bool, stop: str | None) -> None:
+    def _end(self, last: StepEvent | None) -> None:
+        """The answer is over. Args: last: the engine's last step; None where more would have come."""
+        cut = last is not None and last.finish_reason == "length"
+        figures = None if last is None else last.figures
         self.outcome = Outcome(
             reason="length" if cut else "tool_calls" if self._calls else "stop",
-            stop=stop,
+            stop=None if last is None else last.stop,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._tokens,
             reasoning_tokens=self._reasoning,
+            expert_io=None if figures is None else ExpertIO.of(figures),
         )

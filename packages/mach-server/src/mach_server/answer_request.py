@@ -99,6 +99,7 @@ class AnswerRequest:
         template_options: variables for the chat template that the client set.
         effort: how much reasoning is asked for: a word of the endpoint's; None leaves it to the template.
         effort_field: the request field that asked for it.
+        reasoning_budget: tokens of reasoning at most; None does not bound it.
         tools: functions, and whether they must be called.
         output: the form that the text must have; None leaves it free.
         max_tokens: tokens to generate at most; None is what the context holds; 0 needs `prompt_logprobs`.
@@ -114,6 +115,7 @@ class AnswerRequest:
     template_options: dict[str, Any] = field(default_factory=dict)
     effort: str | None = None
     effort_field: str = "reasoning_effort"
+    reasoning_budget: int | None = None
     tools: ToolRules = field(default_factory=ToolRules)
     output: OutputRule | None = None
     max_tokens: int | None = None

@@ -25,6 +25,7 @@ from mach_server.inference_service import InferenceService
 from mach_server.metrics import Metrics
 from mach_server.origin_guard import OriginGuard
 from mach_server.refusal import error_response, refuse
+from mach_server.repeated_reports import MakeBody, RepeatedReports
 from mach_server.reports import cache_stats, capabilities, health, model, stats
 from mach_server.request_log import RequestLog
 from mach_server.request_record import record_of
@@ -43,13 +44,11 @@ def create_app(service: InferenceService, access: Access | None = None) -> Starl
         service: the loaded model. Until it is there, everything but `/health` gets 503.
         access: who may use it; None is everybody who calls a loopback address by its name.
 
-    `app.state.gate` counts the open requests.
+    `app.state.gate` counts the open requests, `app.state.repeated` knows the short way to reports, and
+    `app.state.request_log` is to be flushed at the end.
     """
     created = int(time.time())
     access = access or Access()
-
-    async def models(request: Request) -> Response:
-        return _json({"object": "list", "data": [model(service.facts, created)]})
 
     async def one_model(request: Request) -> Response:
         try:
@@ -59,53 +58,53 @@ def create_app(service: InferenceService, access: Access | None = None) -> Starl
             return error_response(error, request.url.path)
         return _json(model(service.facts, created))
 
-    async def stats_report(request: Request) -> Response:
-        return _json(stats(service))
-
-    async def cache_report(request: Request) -> Response:
-        return _json(cache_stats(service))
-
-    async def experts_report(request: Request) -> Response:
-        return _json(expert_report(service.thread.snapshot, running=service.thread.running is not None))
-
-    async def capabilities_report(request: Request) -> Response:
-        return _json(capabilities(service.facts))
-
-    async def health_report(request: Request) -> Response:
+    async def unhealthy(request: Request) -> Response:
         body, status = health(service)
         answer = _json(body, status)
         if service.state in ("loading", "draining"):
             answer.headers["retry-after"] = str(service.limits.retry_after)
         return answer
 
+    async def health_report(request: Request) -> Response:
+        return await (healthy if service.state == "ok" else unhealthy)(request)
+
     async def metrics_page(request: Request) -> Response:
         body, media_type = metrics.page(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": media_type})
 
+    reports: dict[str, MakeBody] = {
+        "/v1/models": lambda: {"object": "list", "data": [model(service.facts, created)]},
+        "/v1/stats": lambda: stats(service),
+        "/v1/cache/stats": lambda: cache_stats(service),
+        "/v1/cache/experts": lambda: expert_report(
+            service.thread.snapshot, running=service.thread.running is not None
+        ),
+        "/v1/capabilities": lambda: capabilities(service.facts),
+    }
+    request_log = RequestLog(folded={HEALTH, *reports})
+    metrics = Metrics(service, request_log.counts)
+    repeated = RepeatedReports(service, request_log)
+    healthy = repeated.endpoint(HEALTH, lambda: health(service)[0])
     routes = [
         Route("/", StatusPage.load().answer, methods=["GET"]),
-        Route("/v1/models", models, methods=["GET"]),
+        *(Route(path, repeated.endpoint(path, make), methods=["GET"]) for path, make in reports.items()),
         Route("/v1/models/{model:path}", one_model, methods=["GET"]),
         Route("/v1/chat/completions", AnswerEndpoint(service, read_chat), methods=["POST"]),
         Route("/v1/completions", AnswerEndpoint(service, read_completion), methods=["POST"]),
         Route("/v1/responses", AnswerEndpoint(service, read_response), methods=["POST"]),
         Route("/v1/messages", AnswerEndpoint(service, read_messages), methods=["POST"]),
         Route("/v1/messages/count_tokens", CountEndpoint(service), methods=["POST"]),
-        Route("/v1/stats", stats_report, methods=["GET"]),
-        Route("/v1/cache/stats", cache_report, methods=["GET"]),
-        Route("/v1/cache/experts", experts_report, methods=["GET"]),
-        Route("/v1/capabilities", capabilities_report, methods=["GET"]),
         Route(HEALTH, health_report, methods=["GET"]),
         Route("/metrics", metrics_page, methods=["GET"]),
     ]
-    gate, request_log = RequestGate(service), RequestLog(routes)
-    metrics = Metrics(service, request_log.counts)
+    request_log.name_paths(routes)
+    gate = RequestGate(service)
     app = Starlette(
         routes=routes,
         middleware=[Middleware(request_log.around), *_access_rules(access, service), Middleware(gate.around)],
         exception_handlers={HTTPException: _http_error},
     )
-    app.state.gate = gate
+    app.state.gate, app.state.repeated, app.state.request_log = gate, repeated, request_log
     return app
 
 

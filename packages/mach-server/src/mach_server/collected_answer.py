@@ -15,6 +15,7 @@ from mach_server.answer.events import (
     ToolCallEnd,
     ToolCallStart,
 )
+from mach_server.expert_io import ExpertIO
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -28,6 +29,7 @@ class Outcome:
         stop: the stop string that ended it, or None.
         completion_tokens: generated, the end token included.
         reasoning_tokens: those of them whose text became reasoning.
+        expert_io: what its experts cost; None where the answer ended before the engine had finished it.
     """
 
     reason: FinishReason
@@ -35,6 +37,7 @@ class Outcome:
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int
+    expert_io: ExpertIO | None = None
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import msgspec
 
 from mach.errors import MachError
-from mach_decode.errors import PromptTooLongError, SamplingError, TokenizerError
+from mach_decode.errors import KvBudgetError, PromptTooLongError, SamplingError, TokenizerError
 
 
 class ServerError(MachError):
@@ -213,6 +213,9 @@ def api_error_of(error: BaseException, field: str = "messages") -> ApiError:
         return error
     if isinstance(error, PromptTooLongError):
         return BadRequestError(str(error), param=field, code="context_length_exceeded")
+    if isinstance(error, KvBudgetError):
+        param = field if error.prompt_tokens >= error.tokens else "max_tokens"
+        return BadRequestError(str(error), param=param, code="kv_cache_exceeded")
     if isinstance(error, SamplingError):
         return BadRequestError(str(error), param=error.parameter, code="invalid_value")
     if isinstance(error, TokenizerError):

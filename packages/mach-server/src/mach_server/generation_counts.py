@@ -83,6 +83,7 @@ class GenerationCounts:
             "expert_hit_rate": figures.hit_rate,
             "expert_bytes_read": figures.bytes_read,
             "expert_read_seconds": figures.read_seconds,
+            "expert_wait_seconds": figures.wait_seconds,
         }
 
     @property

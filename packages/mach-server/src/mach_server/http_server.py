@@ -15,6 +15,7 @@ from mach_server.app import RequestGate, create_app
 from mach_server.connection import Connection
 from mach_server.inference_service import InferenceService
 from mach_server.listening_socket import ListeningSocket, bind_error
+from mach_server.repeated_reports import RepeatedReports
 
 KEEP_ALIVE_SECONDS = 75.0
 """Longer than clients keep idle connections, so that it is they who close them and no request is lost."""
@@ -58,7 +59,7 @@ class HttpServer:
         """
         app = create_app(self._service, self._access)
         context = WorkerContext(None)
-        accept = self._acceptor(ASGIWrapper(app), context)
+        accept = self._acceptor(ASGIWrapper(app), context, app.state.repeated)
         listen = asyncio.start_unix_server if self._listening.is_unix else asyncio.start_server
         try:
             listening = await listen(accept, sock=self._listening.socket, backlog=BACKLOG)
@@ -74,9 +75,10 @@ class HttpServer:
             listening.close()
             await context.terminated.set()  # idle connections close
             await self._close_connections()
+            app.state.request_log.flush()
 
     def _acceptor(
-        self, app: ASGIWrapper, context: WorkerContext
+        self, app: ASGIWrapper, context: WorkerContext, repeated: RepeatedReports
     ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         config, loop = _hypercorn_config(), asyncio.get_running_loop()
 
@@ -85,7 +87,7 @@ class HttpServer:
             assert task is not None
             self._connections[task] = writer
             try:
-                await Connection(app, loop, config, context, {}, reader, writer)
+                await Connection(app, loop, config, context, repeated, reader, writer)
             finally:
                 del self._connections[task]
 

@@ -67,7 +67,7 @@ class ToolChoiceParam(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Thinking(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Whether to reason. The budget is a wish, as it is with Anthropic: `max_tokens` is what binds."""
+    """Whether to reason, and for how many tokens at most."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = None
@@ -126,6 +126,7 @@ class CountRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             messages=(*system, *conversation),
             effort=effort,
             effort_field=field,
+            reasoning_budget=self._budget(),
             tools=self._tool_rules(limits),
             output=self._output(),
             sampling=sampling_of(limits=limits),
@@ -140,6 +141,15 @@ class CountRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             return asked, "output_config.effort"
         enabled = self.thinking is not None and self.thinking.type == "enabled"
         return (ON if enabled else None), "thinking"
+
+    def _budget(self) -> int | None:
+        thinking = self.thinking
+        if thinking is None or thinking.budget_tokens is None:
+            return None
+        if thinking.type != "enabled":
+            raise invalid("thinking.budget_tokens", f"has no meaning with type {thinking.type}: leave it out")
+        check_count("thinking.budget_tokens", thinking.budget_tokens, least=1)
+        return thinking.budget_tokens
 
     def _output(self) -> Any:
         return output_rule(self.output_config.format if self.output_config else None, "output_config.format")

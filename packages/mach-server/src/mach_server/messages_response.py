@@ -19,6 +19,7 @@ from mach_server.answer_reader import AnswerPart
 from mach_server.collected_answer import Block, CollectedAnswer, Outcome
 from mach_server.errors import ApiError, anthropic_body
 from mach_server.event_stream import named_event
+from mach_server.expert_io import ExpertIO
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
@@ -33,13 +34,17 @@ class OutputDetails(msgspec.Struct, kw_only=True):
 
 
 class MessagesUsage(msgspec.Struct, kw_only=True):
-    """Token counts; no prompt token is taken from a cache, or kept in one, yet."""
+    """Token counts; no prompt token is taken from a cache, or kept in one, yet.
+
+    An extension at the answer's end: the bill for the experts.
+    """
 
     input_tokens: int
     output_tokens: int
     output_tokens_details: OutputDetails = msgspec.field(default_factory=OutputDetails)
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
+    expert_io: ExpertIO | None | msgspec.UnsetType = msgspec.UNSET
 
 
 class MessageObject(msgspec.Struct, kw_only=True):
@@ -158,6 +163,7 @@ def _usage(outcome: Outcome) -> MessagesUsage:
         input_tokens=outcome.prompt_tokens,
         output_tokens=outcome.completion_tokens,
         output_tokens_details=OutputDetails(thinking_tokens=outcome.reasoning_tokens),
+        expert_io=outcome.expert_io,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -16,8 +17,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from mach_decode.memory_watch import MemoryState
 from mach_server.inference_service import InferenceService
 from mach_server.latency_histogram import LatencyHistogram
+from mach_server.serving_facts import ServingFacts
 from mach_store.machine_memory import peak_rss_bytes
 
 BANK_COUNTERS = {
@@ -26,6 +29,7 @@ BANK_COUNTERS = {
     "evictions": "Experts that left the bank for another",
     "bytes_read": "Bytes of experts read from disk",
     "read_seconds": "Seconds spent in reads of experts",
+    "wait_seconds": "Seconds in which a forward pass stood still for a read of experts",
 }
 """Field of `streaming_summary` → its help; each is `mach_bank_<field>_total`."""
 
@@ -107,6 +111,8 @@ class _ServerCollector(Collector):
             yield CounterMetricFamily(f"mach_bank_{name}", text, snapshot.store[name])
         for field, (name, text) in BANK_GAUGES.items():
             yield GaugeMetricFamily(name, text, snapshot.store[field])
+        yield from _forecast(snapshot.forecast)
+        yield from _pressure(self._service.facts, self._service.thread.memory_state())
         for name, value in snapshot.memory.items():
             yield GaugeMetricFamily(f"mach_{name}", "MLX's own count of its memory", value)
         text = "The most memory that this process has had resident"
@@ -116,6 +122,45 @@ class _ServerCollector(Collector):
         yield GaugeMetricFamily("mach_snapshot_age_seconds", text, age)
 
 
+def _forecast(forecast: dict[str, Any]) -> Iterator[Metric]:
+    """The curve's points that have a prediction; none where every expert is in memory."""
+    sizes = GaugeMetricFamily(
+        "mach_bank_forecast_bytes",
+        "Memory of a bank of so many times the present size, at most of one with every expert",
+        labels=["relative"],
+    )
+    rates = GaugeMetricFamily(
+        "mach_bank_forecast_hit_rate", "Hit rate that it would have while decoding", labels=["relative"]
+    )
+    speeds = GaugeMetricFamily(
+        "mach_bank_forecast_tokens_per_second", "Speed that it would decode at", labels=["relative"]
+    )
+    for point in forecast["points"] or ():
+        label = [f"{point['relative']:g}"]
+        for family, field in ((sizes, "bank_bytes"), (rates, "hit_rate"), (speeds, "tokens_per_second")):
+            if point[field] is not None:
+                family.add_metric(label, point[field])
+    yield from (sizes, rates, speeds)
+
+
 def _histogram(name: str, text: str, histogram: LatencyHistogram) -> HistogramMetricFamily:
     buckets, total = histogram.read()
     return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)
+
+
+def _pressure(facts: ServingFacts, state: MemoryState) -> Iterator[Metric]:
+    text = "Memory for experts as declared at the start; the bank never grows beyond it"
+    yield GaugeMetricFamily("mach_bank_declared_bytes", text, facts.bank_bytes)
+    text = "Memory set apart for keys and values"
+    yield GaugeMetricFamily("mach_kv_budget_bytes", text, facts.kv_budget_bytes)
+    text = "Memory that is kept free by shrinking the bank; 0 where nobody watches"
+    yield GaugeMetricFamily("mach_memory_reserve_bytes", text, state.reserve_bytes)
+    if state.reading is not None and state.reading.room_bytes is not None:
+        text = "Memory that may still be taken on this machine, or in this container"
+        yield GaugeMetricFamily("mach_memory_room_bytes", text, state.reading.room_bytes)
+    changes = CounterMetricFamily(
+        "mach_bank_resizes", "Changes of the bank's size under memory pressure", labels=["direction"]
+    )
+    changes.add_metric(["shrink"], state.shrinks)
+    changes.add_metric(["grow"], state.grows)
+    yield changes

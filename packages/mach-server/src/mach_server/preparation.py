@@ -15,10 +15,11 @@ from typing import TypeVar
 
 from mach_decode.engine import Engine
 from mach_decode.errors import PromptTooLongError
+from mach_decode.text_stream import text_stream
 from mach_decode.token_constraint import TokenConstraint
 from mach_decode.token_text import TokenTexts
 from mach_server.answer.events import AnswerParser
-from mach_server.answer.formats import answer_parser, format_of
+from mach_server.answer.formats import answer_parser, format_of, reasoning_reader
 from mach_server.answer.plain_text import PlainText
 from mach_server.answer.think_tags import Opening
 from mach_server.answer_request import AnswerRequest
@@ -28,6 +29,7 @@ from mach_server.grammar.errors import GrammarRefusedError
 from mach_server.grammar.grammar_service import GrammarService
 from mach_server.grammar.vocabulary import vocabulary_of
 from mach_server.limits import Limits
+from mach_server.reasoning_budget import ReasoningBudget
 from mach_server.template_options import TemplateOptions
 from mach_server.wire_body import invalid, unsupported
 
@@ -101,6 +103,14 @@ class Preparation:
             raise invalid(request.prompt_field, why)
         return tokens
 
+    def check_room(self, prompt: tuple[int, ...], max_tokens: int | None) -> None:
+        """Refuse now what the engine would refuse when its turn comes.
+
+        Raises:
+            PromptTooLongError, KvBudgetError: prompt and answer do not fit into the context, or the memory.
+        """
+        self._present_engine().kv_budget.room(len(prompt), max_tokens)
+
     async def text_of(self, tokens: tuple[int, ...]) -> str:
         """The text of a prompt's tokens."""
         engine = self._present_engine()
@@ -126,7 +136,29 @@ class Preparation:
         return answer_parser(self.format, opening=opening, tools=schemas, whole_calls=whole)
 
     async def constraint_of(self, request: AnswerRequest, opening: Opening) -> TokenConstraint | None:
-        """What keeps the answer to its form; None where it may be anything.
+        """What keeps the answer to its form and its reasoning to its budget; None where it may be anything.
+
+        Raises:
+            BadRequestError, UnavailableError: as `_form_constraint`.
+        """
+        inner = await self._form_constraint(request, opening)
+        budget, tag = request.reasoning_budget, self.format.closing
+        if budget is None or tag is None or not reasoning_reader(self.format, opening).may_reason:
+            return inner
+        if request.max_tokens is not None and request.max_tokens <= budget:
+            return inner  # the answer ends first
+        engine = self._present_engine()
+        return ReasoningBudget(
+            budget,
+            await self._in_thread(lambda: engine.tokenizer.encode(tag, add_special_tokens=False)),
+            lambda: text_stream(engine.tokenizer),
+            lambda: reasoning_reader(self.format, opening),
+            vocabulary_size=engine.vocabulary_size,
+            inner=inner,
+        )
+
+    async def _form_constraint(self, request: AnswerRequest, opening: Opening) -> TokenConstraint | None:
+        """What keeps the answer to its form; None where that is free.
 
         Raises:
             BadRequestError: the form cannot be enforced, or takes too long to prepare.

@@ -27,7 +27,7 @@ def model(facts: ServingFacts, created: int) -> dict[str, Any]:
         "object": "model",
         "created": created,
         "owned_by": "mach",
-        "max_model_len": facts.context_length,
+        "max_model_len": facts.kv_tokens,
     }
 
 
@@ -72,7 +72,19 @@ def stats(service: InferenceService) -> dict[str, Any]:
         "prompt_tokens_per_second": counts.prompt_tokens_per_second,
         "decode_tokens_per_second": counts.decode_tokens_per_second,
         "last_request": counts.last,
-        "memory": {**thread.snapshot.memory, "peak_rss_bytes": peak_rss_bytes()},
+        "bank_forecast": _forecast_line(thread.snapshot.forecast),
+        "memory": {
+            **thread.snapshot.memory,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "kv_budget_bytes": facts.kv_budget_bytes,
+            "kv_tokens": facts.kv_tokens,
+            "limit_bytes": facts.limit_bytes,
+            "limit_source": facts.limit_source,
+            "wired_bytes": facts.wired_bytes,
+            "bank_bytes": thread.snapshot.store["bank_bytes"],
+            "bank_declared_bytes": facts.bank_bytes,
+            "pressure": thread.memory_state().as_dict(),
+        },
     }
 
 
@@ -82,11 +94,30 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
     snapshot = thread.snapshot
     return {
         "streaming_summary": snapshot.store,
+        "miss_ratio_curve": snapshot.forecast,
         "stale_generation_in_flight": thread.running is not None,
         "age_seconds": time.monotonic() - snapshot.taken,
-        "direct_pread": {"active": facts.reader == "native", "mode": facts.reader},
+        "direct_pread": {
+            "active": facts.reader == "native",
+            "mode": facts.reader,
+            **facts.direct.as_dict(),
+        },
         "cpu_kernels": facts.cpu_kernels,
+        "trace_recording": None if service.recording is None else service.recording.as_dict(),
     }
+
+
+def _forecast_line(forecast: dict[str, Any]) -> str:
+    """`miss_ratio_curve` in one line: for each size its hit rate and speed, or why there is none."""
+    if forecast["points"] is None:
+        return f"none: {forecast['reason']}"
+    parts = []
+    for point in forecast["points"]:
+        rate, speed = point["hit_rate"], point["tokens_per_second"]
+        part = f"{point['relative']:g}x {point['bank_bytes'] / 1e9:.3g} GB"
+        part += "" if rate is None else f" hit rate {rate:.3f}"
+        parts.append(part + ("" if speed is None else f" {speed:.1f} tok/s"))
+    return "; ".join(parts)
 
 
 def capabilities(facts: ServingFacts) -> dict[str, Any]:

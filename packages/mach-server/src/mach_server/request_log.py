@@ -1,23 +1,27 @@
 """Owns the outermost step of every request: its id, its count, its log line, and the answer to a bug.
 
-A line says what was asked for and how it went, never what was in it.
+A line says what was asked for and how it went, never what was in it. Reports, which programs ask for many
+times a second, share lines (`folded_lines`), unless they fail.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Collection
+from typing import Any
 
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mach_server.errors import GenerationError
+from mach_server.folded_lines import FoldedLines
 from mach_server.refusal import error_response
 from mach_server.request_record import CLIENT_CLOSED, RequestRecord, attach, request_id
 
 log = logging.getLogger("mach.server")
 lines = logging.getLogger("mach.server.requests")
-"""One record for each request, its facts in `request_facts`; INFO."""
+"""One record for each line, its facts in `request_facts`; INFO."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -29,9 +33,15 @@ class RequestLog:
         counts: (endpoint, status) → requests answered; on the event loop alone.
     """
 
-    def __init__(self, routes: list[Route]) -> None:
-        """Args: routes: whose paths are told; what matches none is `other`."""
+    def __init__(self, folded: Collection[str] = ()) -> None:
+        """Args: folded: paths of routes whose answered requests share lines."""
         self.counts: Counter[tuple[str, int]] = Counter()
+        self._folded, self._lines = frozenset(folded), FoldedLines(_write)
+        self._exact: dict[str, str] = {}
+        self._others: list[Route] = []
+
+    def name_paths(self, routes: list[Route]) -> None:
+        """Args: routes: whose paths are told; what matches none is `other`."""
         self._exact = {route.path: route.path for route in routes if "{" not in route.path}
         self._others = [route for route in routes if "{" in route.path]
 
@@ -65,11 +75,24 @@ class RequestLog:
                 record.error = error.code
                 await error_response(error, scope["path"])(scope, receive, tell)
             finally:
-                self.counts[record.endpoint, record.status or CLIENT_CLOSED] += 1
-                if lines.isEnabledFor(logging.INFO):
-                    lines.info("request", extra={"request_facts": record.facts()})
+                self.told(record)
 
         return logged
+
+    def told(self, record: RequestRecord) -> None:
+        """Count and log a request at its end."""
+        status = record.status or CLIENT_CLOSED
+        self.counts[record.endpoint, status] += 1
+        if not lines.isEnabledFor(logging.INFO):
+            return
+        if record.endpoint in self._folded and status < 400:
+            self._lines.add(record)
+        else:
+            _write(record.facts())
+
+    def flush(self) -> None:
+        """Log what has been counted and not told; at the end, on the event loop."""
+        self._lines.flush()
 
     def _endpoint(self, scope: Scope) -> str:
         known = self._exact.get(scope["path"])
@@ -77,3 +100,7 @@ class RequestLog:
             return known
         matching = (route.path for route in self._others if route.matches(scope)[0] is not Match.NONE)
         return next(matching, "other")
+
+
+def _write(facts: dict[str, Any]) -> None:
+    lines.info("request", extra={"request_facts": facts})

@@ -9,7 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from starlette.types import Scope
+
+from mach_server.expert_io import ExpertIO
 
 _KEY = "mach.record"
 _GIVEN = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -33,7 +36,7 @@ class RequestRecord:
         first_token: `time.perf_counter()` of the first token.
         finish: why the answer ended: a finish reason, or `client_left`.
         error: the code of the error that was told.
-        bytes_read: of experts, from disk, for an answer that reached its end.
+        expert_io: what the experts cost, of an answer that reached its end.
     """
 
     id: str
@@ -46,7 +49,7 @@ class RequestRecord:
     first_token: float | None = None
     finish: str | None = None
     error: str | None = None
-    bytes_read: int | None = None
+    expert_io: ExpertIO | None = None
 
     def facts(self) -> dict[str, Any]:
         """The log line's keys and values, those that are known; call it at the end of the request."""
@@ -62,7 +65,7 @@ class RequestRecord:
             "first_token_ms": first,
             "finish": self.finish,
             "error": self.error,
-            "bytes_read": self.bytes_read,
+            **({} if self.expert_io is None else msgspec.structs.asdict(self.expert_io)),
         }
         return {name: value for name, value in known.items() if value is not None}
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from mach_server.collected_answer import Block, Outcome
+from mach_server.expert_io import ExpertIO
 from mach_server.token_logprobs import TokenEntry
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -78,13 +79,14 @@ class OutputDetails(msgspec.Struct, kw_only=True):
 
 
 class ResponseUsage(msgspec.Struct, kw_only=True):
-    """Token counts; the end token counts as an output token."""
+    """Token counts, of which the end token is one, and an extension: the bill for the experts."""
 
     input_tokens: int
     input_tokens_details: InputDetails
     output_tokens: int
     output_tokens_details: OutputDetails
     total_tokens: int
+    expert_io: ExpertIO | None
 
     @classmethod
     def of(cls, outcome: Outcome) -> ResponseUsage:
@@ -95,6 +97,7 @@ class ResponseUsage(msgspec.Struct, kw_only=True):
             output_tokens=outcome.completion_tokens,
             output_tokens_details=OutputDetails(reasoning_tokens=outcome.reasoning_tokens),
             total_tokens=outcome.prompt_tokens + outcome.completion_tokens,
+            expert_io=outcome.expert_io,
         )
 
 

@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mach.commands.budget_flags import add_budget_flags
 from mach_decode.engine import UNSWAPPED, EngineConfig
 from mach_server.access import Access
 from mach_server.api_key import VARIABLE, checked_key, key_from_environment
 from mach_server.limits import Limits
 from mach_server.log_output import LogFormat
 from mach_server.origin_guard import checked_host, checked_origin
+from mach_server.trace_recording import DEFAULT_MEGABYTES
 
 BACKENDS = ("production", "dflash", "openai")
 DEFAULT_HOST = "127.0.0.1"
@@ -36,6 +38,9 @@ class ServeOptions:
         allowed_hosts: names that the Host header may hold.
         limits: bounds.
         log_format: `text` or `json`.
+        record_trace: file or directory for a trace of all routes, or None.
+        record_trace_bytes: at most so large.
+        quiet: whether no progress bar is drawn while loading.
     """
 
     engine: EngineConfig
@@ -48,6 +53,9 @@ class ServeOptions:
     allowed_hosts: frozenset[str]
     limits: Limits
     log_format: LogFormat
+    record_trace: str | None
+    record_trace_bytes: int
+    quiet: bool
 
     def access(self, *, loopback: bool, is_unix: bool) -> Access:
         """The rules for an address. Args: loopback: only this machine reaches it; is_unix: what it is."""
@@ -71,19 +79,31 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
     options = parser.parse_args(arguments)
     if (options.model is None) == (options.checkpoint is None):
         parser.error("name one checkpoint, either as MODEL or with --checkpoint")
+    streams = [
+        flag
+        for flag, value in (
+            ("--expert-cache-gb", options.expert_cache_gb),
+            ("--prefill-scratch-gb", options.prefill_scratch_gb),
+        )
+        if value is not None
+    ]
     if options.backend == "openai":
-        if options.residency is not None or options.expert_cache_gb is not None:
+        if options.residency is not None or streams:
             parser.error(
-                "--backend openai serves mlx-lm's own model: leave out --streaming, --no-streaming and "
-                "--expert-cache-gb"
+                "--backend openai serves mlx-lm's own model: leave out --streaming, --no-streaming, "
+                "--expert-cache-gb and --prefill-scratch-gb"
             )
         options.residency = UNSWAPPED
     elif options.residency is None:
         parser.error("one of --streaming and --no-streaming is required (or --backend openai)")
-    if options.expert_cache_gb is not None and options.residency == "stacked":
-        parser.error("--expert-cache-gb needs --streaming: with --no-streaming every expert stays in memory")
+    if streams and options.residency == "stacked":
+        parser.error(f"{streams[0]} needs --streaming: with --no-streaming every expert stays in memory")
     if options.uds is not None and (options.host is not None or options.port is not None):
         parser.error("--uds listens on no TCP address: leave out --host and --port")
+    if options.record_trace is None and options.record_trace_mb is not None:
+        parser.error("--record-trace-mb bounds a recording: give --record-trace too")
+    if options.record_trace is not None and options.backend == "openai":
+        parser.error("--record-trace needs mach's own engine: with --backend openai nobody sees the routes")
     limits = Limits(
         body_bytes=options.max_body_bytes,
         discarded_bytes=max(_LIMITS.discarded_bytes, options.max_body_bytes),
@@ -97,6 +117,10 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
             checkpoint=options.checkpoint or options.model,
             expert_residency=options.residency,
             expert_cache_gb=options.expert_cache_gb,
+            memory_gb=options.memory_gb,
+            prefill_scratch_gb=options.prefill_scratch_gb,
+            kv_cache_gb=options.kv_cache_gb,
+            wired_gb=options.wired_gb,
         ),
         target_only=options.target_only,
         host=DEFAULT_HOST if options.host is None else options.host,
@@ -107,6 +131,9 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
         allowed_hosts=frozenset(options.allowed_hosts),
         limits=limits,
         log_format=options.log_format,
+        record_trace=options.record_trace,
+        record_trace_bytes=int(1e6 * (options.record_trace_mb or DEFAULT_MEGABYTES)),
+        quiet=options.quiet,
     )
 
 
@@ -117,13 +144,18 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_model_flags(parser)
+    add_budget_flags(parser.add_argument_group("memory"))
     _add_address_flags(parser.add_argument_group("address and access"))
     _add_limit_flags(parser.add_argument_group("limits"))
+    _add_trace_flags(parser.add_argument_group("recording"))
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
         default="text",
         help="how stderr's lines look, one for each request among them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar on stderr while the model is loaded"
     )
     return parser
 
@@ -147,12 +179,6 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         action="store_const",
         const="stacked",
         help="every expert stays in memory (stacked layout only)",
-    )
-    parser.add_argument(
-        "--expert-cache-gb",
-        type=float,
-        metavar="GB",
-        help="budget of the expert bank in 10⁹ bytes (default: all experts, or half of the free memory)",
     )
     parser.add_argument(
         "--target-only", action="store_true", help="no speculative decoding (this version has none anyway)"
@@ -245,6 +271,22 @@ def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_trace_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--record-trace",
+        type=_path,
+        metavar="FILE",
+        help="record which experts each token is routed to, for mach trace replay; a directory gets a file "
+        "with the time in its name",
+    )
+    group.add_argument(
+        "--record-trace-mb",
+        type=_megabytes,
+        metavar="MB",
+        help=f"end the recording when the file has so many 10⁶ bytes (default: {DEFAULT_MEGABYTES})",
+    )
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
@@ -265,6 +307,16 @@ def _seconds(low: float, high: float = 7 * 86400.0) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def _megabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.001 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megabytes from 0.001 to 1000000")
+    return value
 
 
 def _checked(check: Callable[[str], str]) -> Callable[[str], str]:

@@ -1,10 +1,11 @@
-"""Owns the token counts that OpenAI's older endpoints tell."""
+"""Owns the usage that OpenAI's older endpoints tell: token counts, and what the experts cost."""
 
 from __future__ import annotations
 
 import msgspec
 
 from mach_server.collected_answer import Outcome
+from mach_server.expert_io import ExpertIO
 
 
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
@@ -20,13 +21,14 @@ class CompletionTokensDetails(msgspec.Struct, kw_only=True):
 
 
 class Usage(msgspec.Struct, kw_only=True):
-    """Token counts; the end token counts as a completion token."""
+    """Token counts, of which the end token is one, and an extension: the bill for the experts."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
+    expert_io: ExpertIO | None
 
     @classmethod
     def of(cls, outcome: Outcome) -> Usage:
@@ -37,4 +39,5 @@ class Usage(msgspec.Struct, kw_only=True):
             total_tokens=outcome.prompt_tokens + outcome.completion_tokens,
             prompt_tokens_details=PromptTokensDetails(),
             completion_tokens_details=CompletionTokensDetails(reasoning_tokens=outcome.reasoning_tokens),
+            expert_io=outcome.expert_io,
         )

@@ -20,6 +20,15 @@ Body = TypeVar("Body")
 Value = TypeVar("Value")
 
 
+_INSTEAD = {
+    "best_of": "leave it out, ask several times and keep the best answer",
+    "function_call": "use tool_choice",
+    "functions": "use tools",
+    "n": "leave it out, and ask once for each answer (with a seed each, if there is one)",
+}
+"""What to do where leaving a field out is not all."""
+
+
 def decode_body(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
     """The body as the decoder's structure, its types checked and nothing else.
 
@@ -65,7 +74,7 @@ def refuse_unsupported(body: object, neutral: dict[str, tuple[object, ...]]) -> 
     for name, harmless in neutral.items():
         value = getattr(body, name)
         if value is not None and not any(value == same and type(value) is type(same) for same in harmless):
-            raise unsupported(name)
+            raise unsupported(name, _INSTEAD.get(name, "leave it out"))
 
 
 def unsupported(param: str, why: str = "leave it out") -> BadRequestError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -15,6 +16,7 @@ from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import BankResizeError, DispatchCancelledError
+from mach_store.eviction import DEFAULT_POLICY
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
@@ -22,6 +24,9 @@ from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.expert_stream import ExpertStream, open_module
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.load_progress import LoadListener, unheard
+from mach_store.pool_shape import PoolShape
+from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass
 from mach_store.scatter_reader import ScatterReader
 
@@ -50,6 +55,8 @@ class BankCache:
         layers: model index → that layer's view.
         form: how experts lie in memory.
         residency: `"streaming"` or the form's own name, for reports.
+        policy: the name of what chooses who leaves.
+        reclaimed_bytes: what the arena has given back so far, each time counted.
     """
 
     def __init__(
@@ -62,6 +69,8 @@ class BankCache:
         compute: mx.Dtype,
         scratch_experts: int = 16,
         form: BankForm | None = None,
+        policy: str = DEFAULT_POLICY,
+        reclaim: bool = False,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -73,6 +82,8 @@ class BankCache:
             compute: dtype of the activations.
             scratch_experts: experts that the arena for transient prefill holds at once.
             form: how experts lie in memory; None is as they are stored.
+            policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
+            reclaim: whether the arena's memory is given back while decoding (`begin_decoding`).
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -87,11 +98,13 @@ class BankCache:
         self._stream: ExpertStream | None = None
         self._in_graph: set[int] = set()
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
+        self._reclaim, self._scratch_in_use, self.reclaimed_bytes = reclaim, False, 0
+        self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
         # Where the bank is narrow, whatever a token needs of one layer must fit into the arena.
-        least_scratch = top_k if self.form.narrow else 1
+        least_scratch = top_k if any(map(self.form.narrow, groups)) else 1
         self.scratch_experts = min(max(scratch_experts, least_scratch), source.num_experts)
         self._sizes = BankBudget(
             {
@@ -106,14 +119,16 @@ class BankCache:
         self.layers: dict[int, LayerExpertBank] = {}
         for schema, members in groups.items():
             layers = dict.fromkeys(members, source.num_experts)
-            pool = ExpertPool(schema, layers, slots[schema], top_k, self.form)
+            pool = ExpertPool(schema, layers, slots[schema], top_k, self.form, policy)
             self._pools.append(pool)
             for layer in members:
                 self.layers[layer] = LayerExpertBank(layer, pool, source, reader)
         self.total_bytes, self.least_bytes = self._sizes.total_bytes, self._sizes.least_bytes
         self.declared_bytes = budget_bytes
+        self.policy = policy
         self.resize_refusal = page_return.refusal()
         self.given_up = 0
+        self._resized = False
 
     @property
     def nbytes(self) -> int:
@@ -128,14 +143,28 @@ class BankCache:
     @property
     def scratch_bytes(self) -> int:
         """Bytes the scratch arena takes, from its first use on; 0 when the bank is whole and needs none."""
-        if self.whole and not self.form.narrow:
-            return 0
+        used = self._pools if not self.whole else [pool for pool in self._pools if pool.narrow]
+        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in used)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes the scratch arena takes where it is needed."""
         return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
+
+    @property
+    def unfilled_bytes(self) -> int:
+        """Bytes of empty slots that may not be in memory, because the bank has been smaller; else 0."""
+        return sum(pool.free * pool.slot_bytes for pool in self._pools) if self._resized else 0
 
     @property
     def slots(self) -> int:
         """Experts that the bank holds at once."""
         return sum(pool.slots for pool in self._pools)
+
+    @property
+    def shapes(self) -> list[PoolShape]:
+        """The sizes of its pools as they are now."""
+        return [pool.shape for pool in self._pools]
 
     @property
     def whole(self) -> bool:
@@ -159,8 +188,9 @@ class BankCache:
             layer: model layer index.
             product: the native product over the bank's arrays.
         """
-        if self.form.narrow:
-            return "experts are widened before they are computed with"
+        pool = self.layers[layer].pool
+        if pool.narrow or not pool.arrays.reads_anywhere:
+            return "experts do not lie in memory as they are stored, and MLX converts them"
         if not self.reader.native:
             return f"the Python reader reads: {self.reader.reason}"
         if self._stream is None:
@@ -168,7 +198,12 @@ class BankCache:
                 native = open_module()
             except ImportError as error:
                 return str(error)
-            self._stream = ExpertStream(native, self.layers, self.source, self.reader, self._observed)
+            banks = {
+                number: bank
+                for number, bank in self.layers.items()
+                if bank.pool.arrays.reads_anywhere and not bank.pool.narrow
+            }
+            self._stream = ExpertStream(native, banks, self.source, self.reader, self._observed)
         self._in_graph.add(layer)
         return self._stream.layer(layer, product)
 
@@ -282,7 +317,48 @@ class BankCache:
         schema = self.source.schemas[layer]
         if schema not in self._scratch:
             self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
+        self._scratch_in_use = True
         return self._scratch[schema]
+
+    def begin_decoding(self) -> None:
+        """The prompt has been processed: with `reclaim` the arena's memory goes back to the system.
+
+        The next long prompt takes it again. An arena in which every pass computes (a narrow bank's) stays.
+        No graph that is not finished refers to it: a prefill's results have been evaluated.
+
+        Raises:
+            BankResizeError: the system refused.
+        """
+        if not (self._reclaim and self._scratch_in_use):
+            return
+        for schema in [schema for schema in self._scratch if not self.form.narrow(schema)]:
+            arena = self._scratch[schema]
+            self.reclaimed_bytes += arena.nbytes
+            if self.resize_refusal is None:
+                # Faster than new arrays, and it does not wait for an allocator to let go.
+                arena.release_from(0)
+            else:
+                del arena, self._scratch[schema]
+                mx.clear_cache()
+        self._scratch_in_use = False
+
+    def begin_read(
+        self,
+        bank: LayerExpertBank,
+        arrays: ExpertArrays,
+        experts: Sequence[int],
+        slots: Sequence[int],
+        *,
+        ahead: bool,
+    ) -> Reading:
+        """Have `experts` of `bank` read into `slots` of `arrays`; finish or drop it before the next call.
+
+        With `ahead` a thread of its own reads, while the caller computes with other slots. Where that cannot
+        be (bf16_streaming dequantises with MLX, which belongs to the caller's thread), and without `ahead`,
+        the caller itself reads when it finishes.
+        """
+        read = partial(bank.read, arrays, experts, slots)
+        return self._read_ahead.begin(read) if ahead and arrays.reads_anywhere else DeferredReading(read)
 
     def computable(
         self, bank: LayerExpertBank, slot_of: dict[int, int]
@@ -292,7 +368,7 @@ class BankCache:
         The bank's own, or where that is narrow the arena with their widened copies, which last as long as
         the pins do: at most `scratch_experts` of them.
         """
-        if not self.form.narrow:
+        if not bank.pool.narrow:
             return bank.components, slot_of
         arena = self.scratch(bank.layer)
         arena.copy_from(bank.pool.arrays, list(slot_of.values()))
@@ -316,6 +392,7 @@ class BankCache:
         """
         if self.resize_refusal is not None:
             raise BankResizeError(f"the expert cache keeps its size: {self.resize_refusal}")
+        self._resized = True
         self.release()
         self.quiesce()
         mx.synchronize()  # a pass queued ahead reads slots that are about to go
@@ -338,14 +415,19 @@ class BankCache:
         self.budget_bytes = budget_bytes
         return self.nbytes
 
-    def prewarm(self) -> None:
+    def prewarm(self, listener: LoadListener = unheard) -> None:
         """Read every expert, when the bank is whole: nothing is then read while serving."""
         if not self.whole:
             return
         self.quiesce()
+        done = 0
+        listener("experts", 0, self.nbytes)
         for bank in self.layers.values():
             for first in range(0, bank.num_experts, PREWARM_BATCH):
-                bank.acquire(range(first, min(first + PREWARM_BATCH, bank.num_experts)))
+                last = min(first + PREWARM_BATCH, bank.num_experts)
+                bank.acquire(range(first, last))
+                done += (last - first) * bank.pool.slot_bytes
+                listener("experts", done, self.nbytes)
             bank.counters.hits = bank.counters.misses = 0
             for expert in range(bank.num_experts):
                 bank.uses[expert] = 0
@@ -362,7 +444,7 @@ class BankCache:
         """What `/v1/cache/stats` reports as `streaming_summary`."""
         return {
             "residency": self.residency,
-            "policy": self._pools[0].policy.name,
+            "policy": self.policy,
             "budget_bytes": self.budget_bytes,
             "declared_budget_bytes": self.declared_bytes,
             "resizable": self.resize_refusal is None,
@@ -372,7 +454,12 @@ class BankCache:
             "bank_slots": self.slots,
             "experts_total": sum(bank.num_experts for bank in self.layers.values()),
             "experts_resident": sum(len(pool.table) for pool in self._pools),
-            "scratch_bytes": sum(arena.nbytes for arena in self._scratch.values()),
+            "scratch_bytes": sum(
+                arena.nbytes
+                for schema, arena in self._scratch.items()
+                if self._scratch_in_use or self.form.narrow(schema)
+            ),
+            "scratch_reclaimed_bytes": self.reclaimed_bytes,
             "native_reader": self.reader.native,
             **self.totals().as_dict(),
             "layers": {
@@ -402,10 +489,11 @@ class BankCache:
             self._stream.check()
 
     def close(self) -> None:
-        """Finish what is held and close the files."""
+        """Finish what is held, end the thread that reads ahead, and close the files."""
         self.release()
         if self._stream is not None:
             self._stream.abandon()
+        self._read_ahead.close()
         self.source.close()
 
 

@@ -36,6 +36,12 @@ class LayerCounters:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
+    def since(self, before: LayerCounters) -> LayerCounters:
+        """What was counted after `before`, an earlier state of these counts."""
+        return LayerCounters(
+            **{field.name: getattr(self, field.name) - getattr(before, field.name) for field in fields(self)}
+        )
+
     def as_dict(self) -> dict[str, float]:
         """The counts and the hit rate (0 to 1; 0 before the first use)."""
         needed = self.hits + self.misses

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 
@@ -17,6 +17,16 @@ from mach.io.sidecar_layout import Quantization
 from mach_store.settings import StoreSettings
 
 NATIVE_MODULE = "lme_cpu_kernels"
+
+
+class ExpertProduct(Protocol):
+    """`lme_cpu_kernels.ExpertProduct`, as far as it is used here."""
+
+    def __call__(self, x: mx.array, slots: mx.array) -> mx.array:
+        """Results: x [..., hidden], slots [..., k] → [..., k, hidden]."""
+
+    def fill(self, out: mx.array, x: mx.array, routes: mx.array, slots: mx.array) -> mx.array:
+        """`out` [tokens × k, hidden] with the results of `routes` [r] in their rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +46,10 @@ class CpuKernels:
     threads: int = 0
     _module: Any = None
 
-    def expert_product(self, *arguments: Any, **options: Any) -> Callable[..., mx.array]:
+    def expert_product(self, *arguments: Any, **options: Any) -> ExpertProduct:
         """`lme_cpu_kernels.ExpertProduct` with this one's threads."""
-        return self._make("ExpertProduct", *arguments, **options)
+        made: ExpertProduct = self._module.ExpertProduct(*arguments, threads=self.threads, **options)
+        return made
 
     def dense_product(self, *arguments: Any) -> Callable[..., mx.array]:
         """`lme_cpu_kernels.DenseProduct` with this one's threads."""

@@ -11,6 +11,9 @@ MachError (mach.errors)
     ├── BankResizeError          a bank's memory cannot be given back while it is in use
     ├── NativeReaderMissingError the native extension cannot be imported and no fallback is allowed
     ├── RoutesUnseenError        nobody sees which experts this store's tokens are routed to
+    ├── TraceWriteError          a routing trace cannot be written
+    ├── TraceFormatError         a file is no routing trace, or a damaged one
+    ├── BankSizeError            a trace cannot be replayed through a bank of this size
     ├── SettingError             an environment variable holds a bad value
     └── DispatchCancelledError   the caller withdrew the request while a layer was being dispatched
 """
@@ -96,6 +99,35 @@ class NativeReaderMissingError(StoreError):
 
 class RoutesUnseenError(StoreError):
     """Routes were to be observed where nobody sees them; the message says what to load instead."""
+
+
+class TraceWriteError(StoreError):
+    """A routing trace cannot be written, or no further; what was written before is readable.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class TraceFormatError(StoreError):
+    """A file is no routing trace, or not as it was written.
+
+    Attributes:
+        path: the file.
+        block: number of the block at fault; 0 is the header, and a file that is no trace at all.
+    """
+
+    def __init__(self, message: str, *, path: str, block: int = 0) -> None:
+        super().__init__(message)
+        self.path, self.block = path, block
+
+
+class BankSizeError(StoreError):
+    """A trace cannot be replayed through a bank of this size; the message says which it can."""
 
 
 class SettingError(StoreError):

@@ -51,6 +51,7 @@ class ExpertArrays:
         components: projection → component → array [slots, …], e.g. `components["up_proj"]["scales"]`.
         plan: reads records into these arrays.
         segments: what a plan is made of: the array of each tensor, its bytes on disk, whether it is widened.
+        reads_anywhere: whether the plan may be used from any thread; not one that computes with MLX.
     """
 
     def __init__(self, schema: RecordSchema, slots: int, compute: mx.Dtype, reader: ScatterReader) -> None:
@@ -71,6 +72,7 @@ class ExpertArrays:
         self.nbytes = sum(array.nbytes for array in arrays)
         self.segments = (arrays, nbytes, widen)
         self.plan: ScatterPlan = reader.plan(*self.segments)
+        self.reads_anywhere = True
         self._rows: list[NDArray[np.uint8]] | None = None
 
     @property

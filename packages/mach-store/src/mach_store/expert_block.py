@@ -6,7 +6,6 @@ expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -14,9 +13,9 @@ from mlx_lm.models.activations import SwigluOAI
 from mlx_lm.models.gemma4_text import GeGLU
 from mlx_lm.models.switch_layers import SwiGLU
 
-from mach_store.cpu_kernels import CpuKernels, native_packing
+from mach_store.cpu_kernels import CpuKernels, ExpertProduct, native_packing
 from mach_store.deepseek_v4.routing import ClampedSwiGLU
-from mach_store.expert_kernel import Activation, Packing, apply_experts, apply_sorted
+from mach_store.expert_kernel import Activation, Packing, apply_experts
 
 _IN_ORDER = ("gate_proj", "up_proj", "down_proj")
 
@@ -39,11 +38,11 @@ class ExpertTensors(dict[str, dict[str, mx.array]]):
     def __init__(self, components: dict[str, dict[str, mx.array]]) -> None:
         """The arrays as they are; nothing is copied."""
         super().__init__(components)
-        self._products: dict[NativeActivation, Callable[..., mx.array] | str] = {}
+        self._products: dict[NativeActivation, ExpertProduct | str] = {}
 
     def product(
         self, kernels: CpuKernels, activation: NativeActivation, packing: Packing
-    ) -> Callable[..., mx.array] | str:
+    ) -> ExpertProduct | str:
         """The native product, or why there is none."""
         made = self._products.get(activation)
         if made is None:
@@ -76,7 +75,7 @@ class ExpertBlock:
 
     def prepare(self, tensors: ExpertTensors, packing: Packing) -> None:
         """Find out whether the kernels can compute with `tensors`, and make ready for it."""
-        self._product(tensors, packing)
+        self.native_product(tensors, packing)
 
     def native_product(self, tensors: ExpertTensors, packing: Packing) -> Callable[..., mx.array] | None:
         """The kernels' product over `tensors`, if they can compute with them; else see `reason`."""
@@ -84,21 +83,13 @@ class ExpertBlock:
 
     def __call__(self, tensors: ExpertTensors, packing: Packing, x: mx.array, slots: mx.array) -> mx.array:
         """As `expert_kernel.apply_experts`."""
-        product = self._product(tensors, packing)
+        product = self.native_product(tensors, packing)
         if product is None:
             return apply_experts(tensors, packing, self.activation, x, slots)
         return product(x, slots)
 
-    def in_slot_order(
-        self, tensors: ExpertTensors, packing: Packing, rows: mx.array, slots: mx.array, pass_routes: int
-    ) -> mx.array:
-        """As `expert_kernel.apply_sorted`."""
-        product = self._product(tensors, packing)
-        if product is None:
-            return apply_sorted(tensors, packing, self.activation, rows, slots, pass_routes)
-        return product(rows, slots[:, None])[:, 0]
-
-    def _product(self, tensors: ExpertTensors, packing: Packing) -> Callable[..., mx.array] | None:
+    def native_product(self, tensors: ExpertTensors, packing: Packing) -> ExpertProduct | None:
+        """What computes with `tensors` natively; None where stock operations do."""
         if self._native is None:
             return None
         product = tensors.product(self._kernels, self._native, packing)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
-from mach_store.eviction import EvictionPolicy, Key, LruPolicy
+from mach_store.eviction import DEFAULT_POLICY, EvictionPolicy, Key
+from mach_store.pool_shape import PoolShape
 
 
 class SlotMirror(Protocol):
     """Somebody else's copy of a pool's table, who is told of every change; no pass of his runs meanwhile."""
 
     def emptied(self, slots: Sequence[int]) -> None:
-        """`slots` hold nothing now."""
+        """`slots` hold nothing now, and are somebody's who is about to fill them."""
 
     def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
         """The experts `keys` are readable in `slots`, which held nothing."""
@@ -28,16 +30,17 @@ class ExpertPool:
 
     Attributes:
         schema: the experts as stored.
+        shape: its sizes now, and what makes its policy.
         arrays: the memory, allocated once; `resize` uses its first slots alone.
         slots: slots in use, at most those of `arrays`.
         slot_bytes: memory of one of them.
         share: an even part of the slots for each layer.
         narrow: whether it must be widened before it is computed with.
+        for_kernels: whether it suits native kernels alone.
         table: (layer, expert) → slot, for experts that are readable.
         present: for each layer a byte per expert, 1 where it is in `table`: cheap to copy for reports.
         pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
         whole: whether every expert of every layer has a slot, so that nothing is ever evicted.
-        token_experts: experts that one token needs in all layers together.
         mirror: is told of changes, if there is one.
     """
 
@@ -48,30 +51,31 @@ class ExpertPool:
         slots: int,
         top_k: int,
         form: BankForm,
+        policy: str = DEFAULT_POLICY,
     ) -> None:
-        """Allocate `slots` slots for `layers` (model index → number of experts)."""
+        """Allocate `slots` slots for `layers` (model index → number of experts).
+
+        `policy` is one of `mach_store.eviction.POLICIES`.
+        """
         self.schema = schema
-        self._top_k, self._experts = top_k, sum(layers.values())
-        self.token_experts = top_k * len(layers)
         self.mirror: SlotMirror | None = None
-        self.narrow = form.narrow
+        self.narrow, self.for_kernels = form.narrow(schema), form.for_kernels(schema)
         self.arrays = form.bank(schema, slots)
         self.slot_bytes = self.arrays.nbytes // slots
         self.table: dict[Key, int] = {}
         self.present = {layer: bytearray(experts) for layer, experts in layers.items()}
         self.pinned: set[Key] = set()
         self.occupancy = dict.fromkeys(layers, 0)
-        self._use(slots)
-        self.policy: EvictionPolicy = LruPolicy(self._floors())
+        self.shape = PoolShape(
+            layers=dict(layers), slots=slots, slot_bytes=self.slot_bytes, top_k=top_k, policy=policy
+        )
+        self._use(self.shape)
+        self.policy: EvictionPolicy = self.shape.new_policy()
         self._free = list(range(slots - 1, -1, -1))
 
-    def _use(self, slots: int) -> None:
-        self.slots = slots
-        self.share = slots // len(self.occupancy)
-        self.whole = slots >= self._experts
-
-    def _floors(self) -> dict[int, int]:
-        return dict.fromkeys(self.occupancy, max(self._top_k, self.share // 2))
+    def _use(self, shape: PoolShape) -> None:
+        self.shape, self.slots, self.share = shape, shape.slots, shape.share
+        self.whole = shape.slots >= shape.most
 
     @property
     def free(self) -> int:
@@ -93,20 +97,20 @@ class ExpertPool:
 
         The caller hands every slot back through `fill` or `give_back`.
         """
-        slots, evicted = [], []
-        for _ in range(count):
-            if not self._free:
-                evicted.append(self._evict())
-            slots.append(self._free.pop())
+        evicted = self._evict(count - len(self._free))
+        slots = [self._free.pop() for _ in range(count)]
+        if self.mirror is not None:
+            self.mirror.emptied(slots)
         return slots, evicted
 
-    def _evict(self) -> Key:
-        victim = self.policy.victim(self.pinned)
-        assert victim is not None, "a fence never needs more experts than the pool has slots"
-        self._free.append(self._leave(victim))
-        if self.mirror is not None:
-            self.mirror.emptied(self._free[-1:])
-        return victim
+    def _evict(self, count: int) -> list[Key]:
+        """Give up `count` experts, if that is more than none."""
+        if count <= 0:
+            return []
+        victims = self.policy.candidates(count, self.pinned)
+        assert len(victims) == count, "a fence never needs more experts than the pool has slots"
+        self._free += [self._leave(victim) for victim in victims]
+        return victims
 
     def _leave(self, key: Key) -> int:
         self.policy.remove(key)
@@ -145,15 +149,11 @@ class ExpertPool:
             BankResizeError: the system would not take all the memory; the slots are out of use all the same.
         """
         assert not self.pinned, "a pool is resized between passes"
-        assert self._top_k * len(self.occupancy) <= slots <= self.arrays.slots, (
-            "one token's experts, and no more"
-        )
+        assert self.shape.least <= slots <= self.arrays.slots, "one token's experts, and no more"
         before = self.slots
-        self._use(slots)
-        self.policy.set_floors(self._floors())
-        given_up = []
-        while len(self.table) > slots:
-            given_up.append(self._evict())
+        self._use(replace(self.shape, slots=slots))
+        self.policy.set_floors(self.shape.floors())
+        given_up = self._evict(len(self.table) - slots)
         if slots > before:
             # At the front: slots that are in memory already are used first.
             self._free[:0] = range(slots - 1, before - 1, -1)

@@ -45,7 +45,7 @@ class ExpertStream:
 
         Args:
             native: the module `lme_expert_stream`.
-            banks: every layer's view of the bank.
+            banks: the views of the bank of every layer whose experts lie there as they are stored.
             source: where the experts' bytes lie.
             reader: how they are read.
             routed: is told of every layer's routes while they are observed.
@@ -60,6 +60,9 @@ class ExpertStream:
                 self._pools[id(bank.pool)] = _StreamedPool(self._native, bank.pool)
             pool = self._pools[id(bank.pool)]
             where = source.locate(bank.layer, range(bank.num_experts))
+            changed = source.changed(where.fds) if where.crcs is None else None
+            if changed is not None:
+                raise reader.file_changed(changed, bank.layer, 0)
             number, first = self._native.add_layer(
                 pool.number, bank.num_experts, where.fds, where.offsets, where.crcs
             )
@@ -198,6 +201,9 @@ class ExpertStream:
         if kind == "memory":
             return StoreError(f"layer {bank.layer}: there was no memory for a pass: lower --expert-cache-gb")
         expert = failure["expert"]
+        if kind == "changed":
+            path = self._source.path_of(bank.layer, failure["segment"], expert)
+            return self._reader.file_changed(path, bank.layer, expert)
         if kind == "checksum":
             cause = ChecksumError(0, failure["expected"], failure["actual"])
             return self._reader.corruption(self._source, bank.layer, expert, cause)
@@ -243,7 +249,7 @@ class _StreamedPool:
 
     def deal(self, serial: int) -> None:
         pool = self._pool
-        token = pool.token_experts
+        token = pool.shape.least
         if self._native.dealt(self.number) >= HAND_TOKENS * token // 2:
             return
         slots = pool.free_slots(HAND_TOKENS * token)
@@ -255,7 +261,9 @@ class _StreamedPool:
         self._native.deal(self.number, slots, keys, serial)
 
     def check(self) -> None:
-        held = {slot: self.keys[code] for slot, code in enumerate(self._native.keys(self.number)) if code >= 0}
+        held = {
+            slot: self.keys[code] for slot, code in enumerate(self._native.keys(self.number)) if code >= 0
+        }
         assert held == {slot: key for key, slot in self._pool.table.items()}, "native and Python tables agree"
 
 

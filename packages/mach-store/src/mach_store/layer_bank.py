@@ -24,6 +24,7 @@ class LayerExpertBank:
         num_experts: experts of the layer, in memory or not.
         components: the pool's arrays; slots index their first extent.
         packing: how each projection's weights are packed.
+        for_kernels: whether the arrays suit native kernels alone.
         counters: what happened so far.
         uses: for each expert, the passes that needed it and in which the host saw the routes.
         dispatch: for reports: which dispatch the layer has, and why not the one in the graph; empty before one is
@@ -37,6 +38,7 @@ class LayerExpertBank:
         self.num_experts = source.num_experts
         self.components: ExpertTensors = pool.arrays.components
         self.packing: Packing = pool.arrays.packing
+        self.for_kernels = pool.for_kernels
         self.counters = LayerCounters()
         self.uses: array[int] | memoryview[int] = array("Q", bytes(8 * self.num_experts))
         self.pool = pool
@@ -108,17 +110,41 @@ class LayerExpertBank:
 
     def _read(self, experts: list[int]) -> None:
         pool = self.pool
-        slots, evicted = pool.take(len(experts))
-        self.counters.evictions += len(evicted)
+        slots = self.reserve(len(experts))
         try:
             self._reader.read(pool.arrays.plan, self._source, self.layer, experts, slots, self.counters)
         except BaseException:
             pool.give_back(slots)
             raise
+        self._keep(experts, slots)
+
+    def reserve(self, count: int) -> list[int]:
+        """Slots of the pool to read into; the caller hands them back through `keep` or `pool.give_back`."""
+        slots, evicted = self.pool.take(count)
+        self.counters.evictions += len(evicted)
+        return slots
+
+    def keep(self, experts: Sequence[int], slots: list[int]) -> None:
+        """`experts`, which this pass needs, have been read into the reserved `slots`: pinned from now on."""
+        self._keep(experts, slots)
+        for expert in experts:
+            self.uses[expert] += 1
+
+    def _keep(self, experts: Sequence[int], slots: list[int]) -> None:
         keys = [(self.layer, expert) for expert in experts]
-        pool.fill(keys, slots)
-        pool.pin(keys)
+        self.pool.fill(keys, slots)
+        self.pool.pin(keys)
         self.counters.misses += len(experts)
+
+    def read(
+        self, arrays: ExpertArrays, experts: Sequence[int], slots: Sequence[int], counters: LayerCounters
+    ) -> None:
+        """Read `experts` into `slots` of `arrays`; from any thread, if `arrays.reads_anywhere`.
+
+        Raises:
+            SidecarCorruptionError, ExpertReadError: a read failed.
+        """
+        self._reader.read(arrays.plan, self._source, self.layer, experts, slots, counters)
 
     def read_scratch(self, arrays: ExpertArrays, experts: list[int]) -> None:
         """Read `experts` into the first slots of `arrays`, leaving the bank alone.
@@ -126,8 +152,11 @@ class LayerExpertBank:
         Raises:
             SidecarCorruptionError, ExpertReadError: a read failed.
         """
-        slots = list(range(len(experts)))
-        self._reader.read(arrays.plan, self._source, self.layer, experts, slots, self.counters)
+        self.read(arrays, experts, range(len(experts)), self.counters)
+        self.count_transient(experts)
+
+    def count_transient(self, experts: Sequence[int]) -> None:
+        """`experts` have been read past the bank, for one pass."""
         self.counters.misses += len(experts)
         self.counters.transient_reads += len(experts)
         for expert in experts:

@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import resource
 import sys
+from typing import NamedTuple
 
 from mach.preflight.machine import this_machine
 
 
-def available_bytes() -> int:
-    """Bytes that can be allocated now without swapping or being killed, as the preflight sees them too."""
-    available = this_machine().available_bytes
-    if available is not None:
-        return available
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+class AvailableMemory(NamedTuple):
+    """Bytes that can be allocated now without swapping or being killed, and where that is known from."""
+
+    nbytes: int
+    source: str
+
+
+def available_memory() -> AvailableMemory:
+    """The memory that is available now, as the preflight sees it too; where it cannot say, all there is."""
+    machine = this_machine()
+    if machine.available_bytes is not None:
+        return AvailableMemory(machine.available_bytes, machine.source)
+    return AvailableMemory(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "all memory")
 
 
 def peak_rss_bytes() -> int:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from mach.preflight.memory_plan import SCRATCH_EXPERTS
 from mach_store.errors import SettingError
+from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
 FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
+DECODE_RESIDENCY_WORDS: tuple[str, ...] = ("reclaim",)
+"""What `LME_DECODE_RESIDENCY` may ask for; a word stands here once something obeys it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,28 +25,38 @@ class StoreSettings:
             kernels compute; False stops for the host in every layer.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
-        direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE).
+        direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
+            `direct_choice` to say.
+        memory_pressure: `LME_MEMORY_PRESSURE`; the bank shrinks when the machine's memory runs short.
         verify_reads: `LME_VERIFY_READS`; check every record's checksum as it is read.
         transient_min_tokens: `LME_TRANSIENT_MIN_TOKENS`; from this many tokens on, a forward pass goes
             expert by expert through the scratch arena and leaves the bank's contents alone.
         scratch_experts: `LME_SCRATCH_EXPERTS`; experts that the scratch arena holds at once.
+        scratch_told: whether that variable is set.
         cpu_kernels: `LME_CPU_KERNELS`; compute products in native code where MLX runs on the CPU.
         cpu_threads: `LME_CPU_THREADS`; threads of one such product, 1 to 64; 0 for one per usable CPU.
         bf16_stacked_streaming: `LME_BF16_STACKED_STREAMING`; streaming keeps plain floats in the bank, read
             from slices of stacked tensors.
+        eviction_policy: `LME_BANK_EVICTION_POLICY`; who leaves a bank that is full, one of `POLICIES`.
+        decode_residency: `LME_DECODE_RESIDENCY`; words of DECODE_RESIDENCY_WORDS with commas between them, or
+            `off`. `reclaim`: the scratch arena's memory is given back while tokens are decoded.
     """
 
     use_gather_dispatch: bool = True
     in_graph_dispatch: bool = True
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
-    direct_io: bool = False
+    direct_io: bool | None = None
+    memory_pressure: bool = True
     verify_reads: bool = True
     transient_min_tokens: int = 32
-    scratch_experts: int = 16
+    scratch_experts: int = SCRATCH_EXPERTS
+    scratch_told: bool = False
     cpu_kernels: bool = True
     cpu_threads: int = 0
     bf16_stacked_streaming: bool = False
+    eviction_policy: str = DEFAULT_POLICY
+    decode_residency: frozenset[str] = frozenset()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> StoreSettings:
@@ -52,26 +66,48 @@ class StoreSettings:
             SettingError: a variable holds a value that is not allowed; the message names it.
         """
         default = cls()
-        policy = environment.get("LME_FALLBACK_POLICY", default.fallback_policy)
-        if policy not in FALLBACK_POLICIES:
-            raise SettingError("LME_FALLBACK_POLICY", policy, " or ".join(FALLBACK_POLICIES))
         return cls(
             use_gather_dispatch=_flag(environment, "LME_USE_GATHER_DISPATCH", default.use_gather_dispatch),
             in_graph_dispatch=_flag(environment, "LME_IN_GRAPH_DISPATCH", default.in_graph_dispatch),
-            fallback_policy=policy,
+            fallback_policy=_choice(
+                environment, "LME_FALLBACK_POLICY", default.fallback_policy, FALLBACK_POLICIES
+            ),
             read_threads=_integer(environment, "LME_READ_THREADS", default.read_threads, 1, 64),
-            direct_io=_flag(environment, "LME_DIRECT_IO", default.direct_io),
+            direct_io=_auto_flag(environment, "LME_DIRECT_IO"),
+            memory_pressure=_flag(environment, "LME_MEMORY_PRESSURE", default.memory_pressure),
             verify_reads=_flag(environment, "LME_VERIFY_READS", default.verify_reads),
             transient_min_tokens=_integer(
                 environment, "LME_TRANSIENT_MIN_TOKENS", default.transient_min_tokens, 2, 1 << 20
             ),
             scratch_experts=_integer(environment, "LME_SCRATCH_EXPERTS", default.scratch_experts, 1, 4096),
+            scratch_told="LME_SCRATCH_EXPERTS" in environment,
             cpu_kernels=_flag(environment, "LME_CPU_KERNELS", default.cpu_kernels),
             cpu_threads=_integer(environment, "LME_CPU_THREADS", default.cpu_threads, 0, 64),
             bf16_stacked_streaming=_flag(
                 environment, "LME_BF16_STACKED_STREAMING", default.bf16_stacked_streaming
             ),
+            eviction_policy=_choice(
+                environment, "LME_BANK_EVICTION_POLICY", default.eviction_policy, POLICIES
+            ),
+            decode_residency=_words(environment, "LME_DECODE_RESIDENCY", DECODE_RESIDENCY_WORDS),
         )
+
+
+def _choice(environment: Mapping[str, str], name: str, default: str, choices: Sequence[str]) -> str:
+    value = environment.get(name, default)
+    if value not in choices:
+        raise SettingError(name, value, " or ".join(choices))
+    return value
+
+
+def _words(environment: Mapping[str, str], name: str, words: Sequence[str]) -> frozenset[str]:
+    value = environment.get(name, "off")
+    if value == "off":
+        return frozenset()
+    asked = [word.strip() for word in value.split(",")]
+    if not set(asked) <= set(words):
+        raise SettingError(name, value, f"off, or with commas between them: {', '.join(words)}")
+    return frozenset(asked)
 
 
 def _flag(environment: Mapping[str, str], name: str, default: bool) -> bool:
@@ -81,6 +117,13 @@ def _flag(environment: Mapping[str, str], name: str, default: bool) -> bool:
     if value not in ("0", "1"):
         raise SettingError(name, value, "0 or 1")
     return value == "1"
+
+
+def _auto_flag(environment: Mapping[str, str], name: str) -> bool | None:
+    value = environment.get(name, "auto")
+    if value not in ("0", "1", "auto"):
+        raise SettingError(name, value, "0, 1 or auto")
+    return None if value == "auto" else value == "1"
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

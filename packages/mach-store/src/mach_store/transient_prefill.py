@@ -1,7 +1,9 @@
 """Owns prefill over experts that are not in the bank: expert by expert through a scratch arena.
 
-Each expert that a chunk of tokens needs is read once for the chunk, however many tokens use it. The bank
-keeps its contents; only its free slots are filled, with the hottest of the experts just seen.
+Each expert that a chunk of tokens needs is read once for the chunk, however many tokens use it. While one
+wave of experts is computed the next one is read, into the other half of the arena; the experts that are in
+the bank are the first wave. The bank keeps its contents; only its free slots are filled, with the hottest of
+the experts just seen.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from mach_store.bank_cache import BankCache
 from mach_store.errors import DispatchCancelledError
 from mach_store.expert_block import ExpertBlock
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.pass_results import PassResults
+from mach_store.prefill_plan import prefill_plan
+from mach_store.prefill_wave import FillingWave, PrefillWave, PresentWave, TransientWave
 
 
 def dispatch_transient(
@@ -35,52 +40,61 @@ def dispatch_transient(
 
     Raises:
         DispatchCancelledError: the caller withdrew the request between two waves.
+        SidecarCorruptionError, ExpertReadError: a read failed. Nothing is being read any more.
     """
-    k = ids.shape[1]
     flat = ids.reshape(-1)
     needed, counts = np.unique(flat, return_counts=True)
     hottest_first: list[int] = needed[np.argsort(-counts, kind="stable")].tolist()
-    outputs, order = [], []
+    waves = list(_waves(cache, bank, hottest_first))
+    routes_of = _routes_by_wave(waves, flat, bank.num_experts)
+    results = PassResults(block, bank.packing, x, ids.shape[1])
     slot_of = np.zeros(bank.num_experts, np.uint32)
-    for wave, in_bank in _waves(cache, bank, hottest_first):
-        if cache.cancelled():
-            raise DispatchCancelledError("the request was cancelled during prefill")
-        if in_bank:
-            components, where = cache.computable(bank, bank.acquire(wave))
-            for expert, slot in where.items():
-                slot_of[expert] = slot
-        else:
-            arena = cache.scratch(bank.layer)
-            bank.read_scratch(arena, wave)
-            components = arena.components
-            slot_of[wave] = np.arange(len(wave), dtype=np.uint32)
-        routes = np.flatnonzero(np.isin(flat, wave))
-        routes = routes[np.argsort(slot_of[flat[routes]], kind="stable")]
-        rows = x[mx.array((routes // k).astype(np.uint32))]
-        slots = mx.array(slot_of[flat[routes]])
-        y = block.in_slot_order(components, bank.packing, rows, slots, flat.size)
-        # The next wave overwrites the arena: this one must have been computed by then.
-        mx.eval(y)
-        outputs.append(y)
-        order.append(routes)
-    inverse = np.argsort(np.concatenate(order), kind="stable").astype(np.uint32)
-    y = mx.concatenate(outputs)[mx.array(inverse)].reshape(*ids.shape, -1)
-    mx.eval(y)
-    return y
+    ahead: PrefillWave | None = None
+    try:
+        for number, wave in enumerate(waves):
+            if cache.cancelled():
+                raise DispatchCancelledError("the request was cancelled during prefill")
+            if ahead is None:
+                wave.begin(ahead=False)
+            ahead = None
+            components, slots = wave.finish()
+            following = waves[number + 1] if number + 1 < len(waves) else None
+            # All waves before this one have been computed.
+            if following is not None and following.may_be_read_beside(wave):
+                following.begin(ahead=True)
+                ahead = following
+            slot_of[wave.experts] = slots
+            results.compute(components, routes_of[number], slot_of[flat[routes_of[number]]])
+    finally:
+        if ahead is not None:
+            ahead.drop()
+    return results.take()
 
 
-def _waves(
-    cache: BankCache, bank: LayerExpertBank, hottest_first: list[int]
-) -> Iterator[tuple[list[int], bool]]:
-    """Batches of experts to compute together, and whether a batch goes through the bank."""
-    pool = bank.pool
-    present = set(bank.resident(hottest_first))
-    missing = [expert for expert in hottest_first if expert not in present]
-    room = max(0, min(pool.free, pool.share - pool.occupancy[bank.layer]))
-    through_bank = sorted(present.union(missing[:room]))
-    most = cache.scratch_experts if cache.form.narrow else max(1, len(through_bank))
-    for first in range(0, len(through_bank), most):
-        yield through_bank[first : first + most], True
-    rest = missing[room:]
-    for first in range(0, len(rest), cache.scratch_experts):
-        yield sorted(rest[first : first + cache.scratch_experts]), False
+def _waves(cache: BankCache, bank: LayerExpertBank, hottest_first: list[int]) -> Iterator[PrefillWave]:
+    """Batches of experts to compute together, in this order."""
+    rows = cache.scratch_experts
+    plan = prefill_plan(bank.pool, bank.layer, hottest_first, rows)
+    for batch in plan.present:
+        yield PresentWave(cache, bank, batch)
+    for batch in plan.filling:
+        yield FillingWave(cache, bank, batch)
+    rest, half = plan.past, (rows + 1) // 2
+    while rest:
+        for first_row, count in ((0, half), (half, rows - half)):
+            if batch := rest[:count]:
+                yield TransientWave(cache, bank, batch, first_row)
+            rest = rest[count:]
+
+
+def _routes_by_wave(
+    waves: list[PrefillWave], flat: NDArray[np.int64], num_experts: int
+) -> list[NDArray[np.int64]]:
+    """For each wave the indices in `flat` of the routes to its experts, in order."""
+    wave_of = np.zeros(num_experts, np.int64)
+    for number, wave in enumerate(waves):
+        wave_of[wave.experts] = number
+    waves_of_routes = wave_of[flat]
+    order = np.argsort(waves_of_routes, kind="stable")
+    ends = np.cumsum(np.bincount(waves_of_routes, minlength=len(waves)))
+    return np.split(order, ends[:-1])

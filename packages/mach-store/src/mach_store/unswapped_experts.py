@@ -71,6 +71,9 @@ class UnswappedExperts:
     def quiesce(self) -> None:
         """As `sync`."""
 
+    def begin_decoding(self) -> None:
+        """Nothing is given back: for symmetry with `BankCache`."""
+
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 from collections.abc import Sequence
 
+from mach.commands.budget_flags import add_budget_flags
 from mach.commands.process import run_command
 from mach.preflight.check_report import CheckOptions, architecture_report, check_report
 from mach.preflight.check_text import check_text, matrix_text
@@ -38,6 +38,9 @@ def _main(arguments: Sequence[str]) -> int:
             draft_dir=options.draft_dir,
             context_length=options.context_length,
             expert_cache_gb=options.expert_cache_gb,
+            memory_gb=options.memory_gb,
+            prefill_scratch_gb=options.prefill_scratch_gb,
+            kv_cache_gb=options.kv_cache_gb,
             local_only=options.local_only,
             revision=options.revision,
             measure_disk=options.measure_disk,
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--all-archs", action="store_true", help="the matrix of path x architecture")
     parser.add_argument("--draft-dir", metavar="DIR", help="speculative-decoding draft to probe")
     parser.add_argument("--context-length", type=_context, metavar="N", help="tokens for the KV estimate")
-    parser.add_argument("--expert-cache-gb", type=_gigabytes, metavar="GB", help="expert cache in 10^9 bytes")
+    add_budget_flags(parser, loading=False)
     parser.add_argument("--local-only", action="store_true", help="never touch the network")
     parser.add_argument("--revision", default="main", metavar="REV", help="hub revision")
     parser.add_argument("--cache-dir", metavar="PATH", help="instead of ~/.cache/mach")
@@ -74,13 +77,3 @@ def _context(text: str) -> int:
     if text.isascii() and text.isdigit() and 1 <= int(text[:12]) <= MAX_CONTEXT:
         return int(text[:12])
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens from 1 to {MAX_CONTEXT}")
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of 10^9 bytes")
-    return value

@@ -30,7 +30,8 @@ from mach.preflight.gates import (
 )
 from mach.preflight.kv_cache_bytes import context_length
 from mach.preflight.machine import this_machine
-from mach.preflight.memory import MemoryEstimate, ModeEstimate, estimate_memory
+from mach.preflight.memory import NOTHING_ASKED, MemoryEstimate, ModeEstimate, estimate_memory
+from mach.preflight.memory_plan import MemoryBudgets, MemoryPlan
 from mach.preflight.path_matrix import PATHS, architecture_matrix, judge_paths
 from mach.preflight.sidecar_probe import SidecarProbe, probe_sidecar, sidecar_quantization
 from mach.preflight.speed import SpeedEstimate, estimate_speed
@@ -38,6 +39,12 @@ from mach.settings import CoreSettings
 from mach.version import __version__
 
 SCHEMA_VERSION = 1
+_RESIDENCIES = {
+    "expert_streaming": "streaming",
+    "resident_stacked": "stacked",
+    "bf16_streaming": "bf16_streaming",
+    "unswapped": "unswapped",
+}
 SERVING_PATHS = ("openai_http", "expert_streaming", "resident_stacked", "bf16_streaming")
 Report = dict[str, Any]
 
@@ -54,7 +61,10 @@ class CheckOptions(NamedTuple):
     Attributes:
         draft_dir: directory to probe for a draft.
         context_length: tokens for the key-value estimate.
-        expert_cache_gb: bank budget in 10⁹ bytes.
+        expert_cache_gb: bank budget in 10⁹ bytes; this and the next three as in docs/memory.md.
+        memory_gb: everything together.
+        prefill_scratch_gb: the arena of long prompts.
+        kv_cache_gb: keys and values.
         local_only: never touch the network.
         revision: hub revision.
         measure_disk: measure bandwidths now instead of using the last measurement.
@@ -63,9 +73,18 @@ class CheckOptions(NamedTuple):
     draft_dir: str | None = None
     context_length: int | None = None
     expert_cache_gb: float | None = None
+    memory_gb: float | None = None
+    prefill_scratch_gb: float | None = None
+    kv_cache_gb: float | None = None
     local_only: bool = False
     revision: str = "main"
     measure_disk: bool = False
+
+    @property
+    def budgets(self) -> MemoryBudgets:
+        """The budgets in bytes."""
+        asked = (self.memory_gb, self.expert_cache_gb, self.prefill_scratch_gb, self.kv_cache_gb)
+        return MemoryBudgets(*(None if value is None else int(value * 1e9) for value in asked))
 
 
 class _Subject(NamedTuple):
@@ -123,12 +142,17 @@ def check_report(model: str, options: CheckOptions, settings: CoreSettings) -> R
             ("bf16_streaming", memory.float_bank_bytes, sizes.least_float_bank(top_k)),
         ):
             verdicts[path] = _with_budget(verdicts[path], bank, least, options)
+    unswapped = unswapped_gate(adapter, inspection)
+    if memory is not None:
+        refused = _refused_by_plan({**verdicts, "unswapped": unswapped}, memory, options)
+        unswapped = refused.pop("unswapped", unswapped)
+        verdicts |= refused
     supported = OK in (verdicts["expert_streaming"].status, verdicts["resident_stacked"].status)
     mode = "resident" if verdicts["expert_streaming"].status != OK and supported else "streaming"
     speed = _speed(subject, memory, options, settings) if mode == "streaming" else None
     reason = "registered architecture" if supported else verdicts["expert_streaming"].reason
     if not supported and verdicts["openai_http"].status == OK:
-        others = (verdicts["bf16_streaming"], unswapped_gate(adapter, inspection))
+        others = (verdicts["bf16_streaming"], unswapped)
         if OK not in (verdict.status for verdict in others):
             verdicts["openai_http"] = verdicts["expert_streaming"]
     return {
@@ -149,7 +173,11 @@ def check_report(model: str, options: CheckOptions, settings: CoreSettings) -> R
         "speed": _speed_block(speed),
         "paths": _paths(verdicts),
         "serve_command": _serve_command(model, subject, mode, memory, options) if supported else None,
-        "notes": [*subject.notes, *_download_note(model, subject), *_other_ways(model, subject, verdicts)],
+        "notes": [
+            *subject.notes,
+            *_download_note(model, subject),
+            *_other_ways(model, subject, verdicts, unswapped),
+        ],
     }
 
 
@@ -232,13 +260,12 @@ def _memory(subject: _Subject, options: CheckOptions, draft: DraftProbe | None) 
     inspection = subject.inspection
     if not inspection.headers_read or not inspection.tensors:
         return None
-    asked = None if options.expert_cache_gb is None else int(options.expert_cache_gb * 1e9)
     return estimate_memory(
         inspection,
         subject.sidecar.layout,
         this_machine(),
         context=context_length(inspection.adapter, inspection.config, options.context_length),
-        expert_cache_bytes=asked,
+        budgets=options.budgets,
         draft_bytes=draft.nbytes if draft is not None and draft.usable else 0,
     )
 
@@ -252,6 +279,22 @@ def _with_budget(verdict: Verdict, bank: int, least: int, options: CheckOptions)
         f"--expert-cache-gb {options.expert_cache_gb:g} holds less than one token's experts: at least "
         f"{_gigabytes_up(least):g}",
     )
+
+
+def _refused_by_plan(
+    verdicts: dict[str, Verdict], memory: MemoryEstimate, options: CheckOptions
+) -> dict[str, Verdict]:
+    """The paths that loading refuses because a budget that was asked for cannot be kept."""
+    refused = {}
+    for path, residency in _RESIDENCIES.items():
+        plan = memory.plans.get(residency)
+        asked = options.budgets
+        if residency in ("stacked", "unswapped"):
+            asked = MemoryBudgets(asked.total, kv_cache=asked.kv_cache)
+        if plan is None or plan.problem is None or asked == NOTHING_ASKED or verdicts[path].status != OK:
+            continue
+        refused[path] = Verdict(BLOCKED, plan.problem)
+    return refused
 
 
 def _speed(
@@ -282,12 +325,16 @@ def _serve_command(
 ) -> str:
     target = _download_directory(model) if subject.source == "hub" else model
     words = ["mach-serve", "--checkpoint", target]
+    common = {"--memory-gb": options.memory_gb, "--kv-cache-gb": options.kv_cache_gb}
+    told = [word for flag, value in common.items() if value is not None for word in (flag, f"{value:g}")]
     if mode == "resident":
-        return shlex.join([*words, "--no-streaming", "--target-only"])
-    words += ["--streaming", "--target-only"]
+        return shlex.join([*words, "--no-streaming", "--target-only", *told])
+    words += ["--streaming", "--target-only", *told]
+    if options.prefill_scratch_gb is not None:
+        words += ["--prefill-scratch-gb", f"{options.prefill_scratch_gb:g}"]
     if options.expert_cache_gb is not None:
         words += ["--expert-cache-gb", f"{options.expert_cache_gb:g}"]
-    elif memory is not None:
+    elif memory is not None and options.memory_gb is None:
         least = memory.experts.least_bank(subject.inspection.shape.top_k)
         if memory.bank_bytes < least:
             words += ["--expert-cache-gb", f"{_gigabytes_up(least):g}"]
@@ -301,7 +348,7 @@ def _download_note(model: str, subject: _Subject) -> list[str]:
     return [f"download it first: hf download {model} --local-dir {target}"]
 
 
-def _other_ways(model: str, subject: _Subject, verdicts: dict[str, Verdict]) -> list[str]:
+def _other_ways(model: str, subject: _Subject, verdicts: dict[str, Verdict], unswapped: Verdict) -> list[str]:
     """How else to serve what neither streaming nor resident serving takes."""
     if OK in (verdicts["expert_streaming"].status, verdicts["resident_stacked"].status):
         return []
@@ -309,8 +356,7 @@ def _other_ways(model: str, subject: _Subject, verdicts: dict[str, Verdict]) -> 
     ways = []
     if verdicts["bf16_streaming"].status == OK:
         ways.append(f"for comparisons: {BF16_VARIABLE}=1 mach-serve {target} --streaming")
-    inspection = subject.inspection
-    if verdicts["openai_http"].status == OK and unswapped_gate(inspection.adapter, inspection).status == OK:
+    if verdicts["openai_http"].status == OK == unswapped.status:
         ways.append(f"as mlx-lm has it, whole in memory: mach-serve {target} --backend openai")
     return ways
 
@@ -375,7 +421,7 @@ def _memory_block(
         "note": note,
         "estimate": {
             "mode": mode,
-            "machine": machine._asdict(),
+            "machine": {name: value for name, value in machine._asdict().items() if name != "kernels"},
             "context_length": memory.context,
             "kv_bytes": memory.kv.total,
             "kv_parts": memory.kv.parts,
@@ -389,16 +435,31 @@ def _memory_block(
             "expert_cache_bytes": memory.bank_bytes,
             "expert_cache_share": round(memory.bank_share, 4),
             "expert_cache_least_bytes": sizes.least_bank(inspection.shape.top_k),
-            "streaming": _mode_block(memory.streaming),
-            "resident": _mode_block(memory.resident),
-            "bf16_streaming": None if memory.bf16_streaming is None else _mode_block(memory.bf16_streaming),
-            "unswapped": _mode_block(memory.unswapped),
+            "streaming": _mode_block(memory.streaming, memory.plans["streaming"]),
+            "resident": _mode_block(memory.resident, memory.plans["stacked"]),
+            "bf16_streaming": None
+            if memory.bf16_streaming is None
+            else _mode_block(memory.bf16_streaming, memory.plans["bf16_streaming"]),
+            "unswapped": _mode_block(memory.unswapped, memory.plans["unswapped"]),
         },
     }
 
 
-def _mode_block(mode: ModeEstimate) -> Report:
-    return {"verdict": mode.verdict, "working_set_bytes": mode.working_set, "parts": mode.parts}
+def _mode_block(mode: ModeEstimate, plan: MemoryPlan) -> Report:
+    return {
+        "verdict": mode.verdict,
+        "working_set_bytes": mode.working_set,
+        "parts": mode.parts,
+        "plan": {
+            "parts": plan.parts,
+            "asked": plan.told,
+            "planned_bytes": plan.needed,
+            "limit_bytes": plan.limit,
+            "limit_source": plan.limit_source,
+            "tokens": plan.tokens,
+            "problem": plan.problem,
+        },
+    }
 
 
 def _speed_block(speed: SpeedEstimate | None) -> Report | None:

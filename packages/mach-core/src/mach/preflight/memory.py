@@ -1,8 +1,9 @@
 """Owns the memory model: what the engine takes for a checkpoint, part by part, and whether that fits here.
 
-It mirrors what mach-store allocates: on the CPU backend bfloat16 experts and all other floats are widened to
-float32; the bank is a whole number of slots; the scratch arena holds 16 experts of each record shape and is
-made only if the bank cannot hold everything. `docs/preflight.md` shows the arithmetic and measured figures.
+It mirrors what mach-store allocates: on the CPU backend floats are widened to float32, but for experts that
+native kernels compute as they are stored; the bank is a whole number of slots; the scratch arena holds 16
+experts of each record shape and is made only if the bank cannot hold everything. `docs/preflight.md` has the
+arithmetic and measured figures.
 """
 
 from __future__ import annotations
@@ -10,28 +11,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from mach.io.arch_adapter import MAX_WIDTH
-from mach.io.inspection import CheckpointInspection, ExpertTensorNames
+from mach.io.inspection import CheckpointInspection
 from mach.io.model_tensors import model_config
+from mach.preflight.expert_bytes import ExpertSizes, expert_sizes
 from mach.preflight.kv_cache_bytes import KvBytes, kv_cache_bytes
 from mach.preflight.machine import Machine
+from mach.preflight.memory_needs import (
+    RUNTIME_BYTES,
+    TRANSIENT_BYTES,
+    activation_bytes,
+    load_transient,
+    needs_from_headers,
+    other_weight_bytes,
+    whole_bytes,
+)
+from mach.preflight.memory_plan import MemoryBudgets, MemoryPlan, plan_memory
 
 if TYPE_CHECKING:
-    from mach.io.sidecar_layout import RecordSchema, SidecarLayout
+    from mach.io.sidecar_layout import SidecarLayout
 
-RUNTIME_BYTES = 100_000_000
-"""Interpreter, MLX and libraries (measured on Linux with the CPU backend, `docs/preflight.md`)."""
-LOADER_RESERVE_BYTES = 512 << 20
-"""What the loader wants free besides weights before it starts; more than it usually needs."""
+NOTHING_ASKED = MemoryBudgets()
 TRANSIENT_MIN_TOKENS = 32
 """From so many tokens on, a prefill goes past the bank through the scratch arena."""
-TRANSIENT_BYTES, TRANSIENT_TOKENS = 25_000_000, 256
-"""Such a prefill leaves MLX so much in free buffers, growing up to so many tokens (measured)."""
-PREFILL_CHUNK = 512
-"""Prompt tokens per forward pass while streaming."""
-SCRATCH_EXPERTS = 16
-STAGED_EXPERTS = 4
-"""Quantised experts that bf16_streaming reads at once before it dequantises them."""
+TRANSIENT_TOKENS = 256
+"""Up to so many tokens a prefill's free buffers grow (measured)."""
 FITS_BELOW = 0.85
 """Share of the available memory up to which a working set fits; beyond it is tight, beyond all too big."""
 
@@ -39,44 +42,6 @@ _SWAPPED_PARTS = ("other weights", "draft")
 """Parts that mlx-lm's own model has not: one part holds all its weights, and no draft goes with it."""
 
 VERDICTS = ("fits", "tight", "wont_fit", "unknown")
-
-
-class ExpertSizes(NamedTuple):
-    """Sizes of the routed experts as the engine holds them.
-
-    Attributes:
-        experts: routed experts of one layer.
-        layer_slots: layer → bytes of memory per expert.
-        layer_records: layer → bytes on disk per expert.
-        scratch_bytes: the transient-prefill arena, if it is needed.
-        layer_floats: layer → bytes per expert in the bank of bf16_streaming; empty where that cannot be.
-        float_scratch_bytes: its arena, and what dequantising stages.
-    """
-
-    experts: int
-    layer_slots: dict[int, int]
-    layer_records: dict[int, int]
-    scratch_bytes: int
-    layer_floats: dict[int, int]
-    float_scratch_bytes: int
-
-    @property
-    def total_slots(self) -> int:
-        """Bytes of memory with every expert resident."""
-        return self.experts * sum(self.layer_slots.values())
-
-    @property
-    def total_records(self) -> int:
-        """Bytes of all experts on disk, without padding."""
-        return self.experts * sum(self.layer_records.values())
-
-    def least_bank(self, top_k: int) -> int:
-        """The smallest bank in which one token's experts fit."""
-        return top_k * sum(self.layer_slots.values())
-
-    def least_float_bank(self, top_k: int) -> int:
-        """The same for bf16_streaming."""
-        return top_k * sum(self.layer_floats.values())
 
 
 class ModeEstimate(NamedTuple):
@@ -111,6 +76,7 @@ class MemoryEstimate(NamedTuple):
         float_bank_bytes: the expert cache of bf16_streaming.
         bf16_streaming: that mode; None where the layout has no slices.
         unswapped: `--backend openai`.
+        plans: residency → how loading would divide the memory.
     """
 
     machine: Machine
@@ -124,51 +90,7 @@ class MemoryEstimate(NamedTuple):
     float_bank_bytes: int
     bf16_streaming: ModeEstimate | None
     unswapped: ModeEstimate
-
-
-def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None, backend: str) -> ExpertSizes:
-    """Sizes of the experts, from the sidecar if there is one, else from the safetensors headers."""
-    experts = inspection.shape.num_experts
-    if layout is not None:
-        slots = {layer.index: _schema_slot(layer.schema, backend) for layer in layout.layers}
-        records = {layer.index: layer.schema.nbytes for layer in layout.layers}
-        shapes = {layer.schema: slots[layer.index] for layer in layout.layers}
-        scratch = sum(shapes.values())
-    else:
-        slots, records = {}, {}
-        for layer, sizes in inspection.expert_layer_bytes.items():
-            records[layer] = sum(sizes.values()) // experts
-            slots[layer] = _widened(sizes, backend, ("BF16",)) // experts
-        # Layers of equal size have, but for oddities, equal record shapes.
-        scratch = sum(set(slots.values()))
-    floats, float_scratch = _float_sizes(inspection, backend)
-    return ExpertSizes(
-        experts, slots, records, scratch * min(SCRATCH_EXPERTS, experts), floats, float_scratch
-    )
-
-
-def _float_sizes(inspection: CheckpointInspection, backend: str) -> tuple[dict[int, int], int]:
-    """Sizes in bf16_streaming: layer → bytes per expert in its bank; bytes of arena and staging."""
-    shape = inspection.shape
-    floats: dict[int, int] = {}
-    arenas: dict[int, int] = {}
-    for layer, sizes in inspection.expert_layer_bytes.items():
-        stored, staged = dict(sizes), 0
-        for parts in inspection.stacked.get(layer, {}).values():
-            if "scales" not in parts:
-                continue
-            staged = _widened(sizes, "cpu", ("BF16",))  # whole records, scales in float32
-            for component, entry in parts.items():
-                if component != "bias":
-                    stored[entry.dtype] -= entry.nbytes
-            weights = shape.num_experts * shape.expert_width * shape.hidden_size
-            stored["BF16"] = stored.get("BF16", 0) + 2 * weights
-        floats[layer] = sum(stored.values()) // shape.num_experts
-        slots = min(max(SCRATCH_EXPERTS, shape.top_k), shape.num_experts)
-        wide = slots * _widened(stored, backend, ("BF16",)) // shape.num_experts
-        readers = STAGED_EXPERTS + min(STAGED_EXPERTS, slots)  # the bank's and the arena's
-        arenas[floats[layer]] = wide + readers * staged // shape.num_experts
-    return floats, sum(arenas.values())
+    plans: dict[str, MemoryPlan]
 
 
 def estimate_memory(
@@ -177,7 +99,7 @@ def estimate_memory(
     machine: Machine,
     *,
     context: int,
-    expert_cache_bytes: int | None,
+    budgets: MemoryBudgets = NOTHING_ASKED,
     draft_bytes: int = 0,
 ) -> MemoryEstimate:
     """The memory that the engine would take.
@@ -187,49 +109,48 @@ def estimate_memory(
         layout: its sidecar's layout if it has a valid one.
         machine: where it is to run.
         context: tokens of key-value state.
-        expert_cache_bytes: `--expert-cache-gb` in bytes; None takes the loader's default, all experts or half
-            of what is free.
+        budgets: what is asked for; the rest is as the loader has it.
         draft_bytes: weights of a draft.
 
     Raises:
         ConfigError: config.json lacks what the key-value estimate needs.
     """
-    sizes = expert_sizes(inspection, layout, machine.backend)
-    others = _widened(inspection.other_dtype_bytes, machine.backend, ("BF16", "F16"))
+    sizes = expert_sizes(inspection, layout, machine)
     adapter, element = inspection.adapter, 4 if machine.backend == "cpu" else 2
     config = model_config(adapter.model_type, inspection.config, inspection.text_config)
     kv = kv_cache_bytes(adapter, config, context, element)
-    everything = sizes.total_slots
-    bank = _bank_bytes(sizes.layer_slots, everything, others, machine, expert_cache_bytes)
-    share = bank / everything if everything else 1.0
+    slices = bool(sizes.layer_floats) and inspection.layout in ("stacked", "per_expert", "fused")
+    plans = {}
+    for residency in ("streaming", "stacked", "unswapped", *(("bf16_streaming",) if slices else ())):
+        needs = needs_from_headers(inspection, sizes, machine.backend, residency)
+        asked = budgets if needs.streaming else MemoryBudgets(budgets.total, kv_cache=budgets.kv_cache)
+        plans[residency] = plan_memory(needs, asked, machine.available_bytes, machine.source)
     common = {
-        "other weights": others,
+        "other weights": other_weight_bytes(inspection, machine.backend),
         f"KV at {context} tokens": kv.total,
         "draft": draft_bytes,
-        "prefill activations": _activation_bytes(inspection, machine.backend, context),
-        "load transient": _load_transient(inspection, machine.backend),
+        "prefill activations": activation_bytes(inspection, machine.backend, context),
+        "load transient": load_transient(inspection, machine.backend),
         "runtime": RUNTIME_BYTES,
     }
+    plan, everything = plans["streaming"], sizes.total_slots
+    bank = _whole_slots(plan.bank, everything, sizes.layer_slots)
     scratch = 0
     if bank < everything and context >= TRANSIENT_MIN_TOKENS:
-        scratch = sizes.scratch_bytes
+        scratch = sizes.scratch(min(plan.scratch_experts, sizes.experts))
         scratch += TRANSIENT_BYTES * min(context, TRANSIENT_TOKENS) // TRANSIENT_TOKENS
     streaming = {"expert cache": bank, "prefill scratch": scratch} | common
     resident = {"all experts": everything} | common
-    reserve = inspection.other_bytes + LOADER_RESERVE_BYTES
     float_bank, bf16 = 0, None
-    if sizes.layer_floats and inspection.layout in ("stacked", "per_expert", "fused"):
+    if slices:
+        plan = plans["bf16_streaming"]
         all_floats = sizes.experts * sum(sizes.layer_floats.values())
-        float_bank = _bank_bytes(sizes.layer_floats, all_floats, others, machine, expert_cache_bytes)
-        # On the CPU the arena is where a pass computes; elsewhere only what does not fit the bank goes there.
-        arena = sizes.float_scratch_bytes if machine.backend == "cpu" or float_bank < all_floats else 0
-        parts = {"expert cache": float_bank, "arena": arena} | common
-        bf16 = _judged(parts, machine, 0 if expert_cache_bytes is None else float_bank + reserve)
-    sizes_by_dtype: dict[str, int] = {}
-    for entry in inspection.tensors.values():
-        sizes_by_dtype[entry.dtype] = sizes_by_dtype.get(entry.dtype, 0) + entry.nbytes
-    whole = _widened(sizes_by_dtype, machine.backend, ("BF16", "F16"))
-    own = {"all weights": whole}
+        float_bank = _whole_slots(plan.bank, all_floats, sizes.layer_floats)
+        # Where the bank is narrow a pass computes in the arena; otherwise it has what does not fit the bank.
+        used = sizes.narrow_floats or float_bank < all_floats
+        arena = sizes.float_scratch(plan.scratch_experts) if used else 0
+        bf16 = _judged({"expert cache": float_bank, "arena": arena} | common, machine, plan)
+    own = {"all weights": whole_bytes(inspection, machine.backend)}
     own |= {label: size for label, size in common.items() if label not in _SWAPPED_PARTS}
     return MemoryEstimate(
         machine=machine,
@@ -237,55 +158,29 @@ def estimate_memory(
         kv=kv,
         experts=sizes,
         bank_bytes=bank,
-        bank_share=share,
-        streaming=_judged(streaming, machine, 0 if expert_cache_bytes is None else bank + reserve),
-        resident=_judged(resident, machine, inspection.expert_bytes + reserve),
+        bank_share=bank / everything if everything else 1.0,
+        streaming=_judged(streaming, machine, plans["streaming"]),
+        resident=_judged(resident, machine, plans["stacked"]),
         float_bank_bytes=float_bank,
         bf16_streaming=bf16,
-        unswapped=_judged(own, machine, whole + LOADER_RESERVE_BYTES),
+        unswapped=_judged(own, machine, plans["unswapped"]),
+        plans=plans,
     )
 
 
-def _bank_bytes(
-    layer_slots: Mapping[int, int], everything: int, others: int, machine: Machine, asked: int | None
-) -> int:
-    if asked is None:
-        if machine.available_bytes is None:
-            return everything
-        asked = max(0, (machine.available_bytes - others - LOADER_RESERVE_BYTES) // 2)
+def _whole_slots(bank: int, everything: int, layer_slots: Mapping[int, int]) -> int:
+    if bank >= everything:
+        return everything
     slot = max(layer_slots.values(), default=1)
-    return min(everything, asked // slot * slot)
+    return bank // slot * slot
 
 
-def _judged(parts: dict[str, int], machine: Machine, loader_wants: int) -> ModeEstimate:
+def _judged(parts: dict[str, int], machine: Machine, plan: MemoryPlan) -> ModeEstimate:
     """The verdict on a mode; what the loader would refuse to start cannot fit, however small it is."""
     parts = {label: size for label, size in parts.items() if size}
-    if machine.available_bytes is not None and loader_wants > machine.available_bytes:
+    if machine.available_bytes is not None and plan.problem is not None:
         return ModeEstimate(parts, "wont_fit")
     return ModeEstimate(parts, memory_verdict(sum(parts.values()), machine.available_bytes))
-
-
-def _activation_bytes(inspection: CheckpointInspection, backend: str, context: int) -> int:
-    """Activations of one prefill chunk: the routed experts' rows dominate, and on a CPU attention scores."""
-    shape, tokens = inspection.shape, min(context, PREFILL_CHUNK)
-    element = 4 if backend == "cpu" else 2
-    rows = shape.top_k * (2 * shape.hidden_size + 3 * shape.expert_width) + 8 * shape.hidden_size
-    # GPU kernels never write the scores down.
-    heads = inspection.text_config.integer("num_attention_heads", low=1, high=MAX_WIDTH)
-    scores = heads * context if backend == "cpu" else 0
-    return tokens * element * (rows + scores)
-
-
-def _load_transient(inspection: CheckpointInspection, backend: str) -> int:
-    """While a float tensor is widened on a CPU, the original is there as well: the largest counts."""
-    if backend != "cpu":
-        return 0
-    names = ExpertTensorNames(inspection.adapter)
-    largest = 0
-    for name, entry in inspection.tensors.items():
-        if entry.dtype in ("BF16", "F16") and entry.nbytes > largest and names.place(name) is None:
-            largest = entry.nbytes
-    return largest
 
 
 def memory_verdict(working_set: int, available: int | None) -> str:
@@ -295,15 +190,3 @@ def memory_verdict(working_set: int, available: int | None) -> str:
     if working_set > available:
         return "wont_fit"
     return "fits" if working_set <= FITS_BELOW * available else "tight"
-
-
-def _schema_slot(schema: RecordSchema, backend: str) -> int:
-    sizes: dict[str, int] = {}
-    for segment in schema.segments:
-        sizes[segment.dtype] = sizes.get(segment.dtype, 0) + segment.nbytes
-    return _widened(sizes, backend, ("bfloat16",))
-
-
-def _widened(sizes: Mapping[str, int], backend: str, dtypes: tuple[str, ...]) -> int:
-    """Bytes in memory of tensors given by dtype: `dtypes` double on the CPU backend."""
-    return sum(size * (2 if backend == "cpu" and dtype in dtypes else 1) for dtype, size in sizes.items())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from mach_server.answer.call_writer import NewId, random_call_id
 from mach_server.answer.dsml import Dsml
 from mach_server.answer.events import AnswerParser, Event, joined
 from mach_server.answer.gemma4 import Gemma4
-from mach_server.answer.harmony import Harmony
+from mach_server.answer.harmony import TERMINATORS, Harmony
 from mach_server.answer.hermes import Hermes
 from mach_server.answer.parameters import Schemas
 from mach_server.answer.plain_text import PlainText
@@ -76,6 +77,13 @@ class AnswerFormat:
     def reasons(self) -> bool:
         """Whether answers may have reasoning in them."""
         return self.think is not None or self.dialect == "harmony"
+
+    @property
+    def closing(self) -> str | None:
+        """What ends reasoning; None where there is none."""
+        if self.dialect == "harmony":
+            return TERMINATORS[0]
+        return None if self.think is None else self.think.end
 
     def opening(self, prompt_tail: str) -> Opening:
         """How an answer to a prompt begins.
@@ -153,3 +161,29 @@ def answer_parser(
     if think is not None:
         parser = ThinkTags(parser, begin=think.begin, end=think.end, opening=opening, reopens=think.reopens)
     return _Joined(Trimmed(parser))
+
+
+class ReasoningReader(AnswerParser, Protocol):
+    """A parser that says where it is."""
+
+    @property
+    def reasoning(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+
+    @property
+    def may_reason(self) -> bool:
+        """Whether reasoning may go on or begin."""
+
+
+def reasoning_reader(answer_format: AnswerFormat, opening: Opening) -> ReasoningReader:
+    """What follows the reasoning of one answer, and nothing else in it.
+
+    Args:
+        answer_format: how the model writes; one that reasons.
+        opening: `answer_format.opening` of the request's prompt.
+    """
+    think = answer_format.think
+    if answer_format.dialect == "harmony":
+        return Harmony(calls=False)
+    assert think is not None
+    return ThinkTags(PlainText(), begin=think.begin, end=think.end, opening=opening, reopens=think.reopens)

@@ -37,6 +37,16 @@ class Harmony(Dialect):
         self._header: list[str] = []
         self._name = ""
 
+    @property
+    def reasoning(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self.state == self._reasoning
+
+    @property
+    def may_reason(self) -> bool:
+        """Whether reasoning may go on or begin: another such message always may."""
+        return True
+
     def _beginning(self) -> bool:
         """The rest of a header, or plain text."""
         self._gap.append(self.window.match(SPACE))

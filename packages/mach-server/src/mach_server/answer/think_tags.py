@@ -44,6 +44,16 @@ class ThinkTags:
         self._reasoning = opening is Opening.REASONING
         self._undecided = opening is not Opening.CONTENT
 
+    @property
+    def reasoning(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._reasoning
+
+    @property
+    def may_reason(self) -> bool:
+        """Whether reasoning may go on or begin."""
+        return self._reasoning or self._undecided or self._reopens
+
     def feed(self, text: str) -> list[Event]:
         """See `AnswerParser`."""
         self._window.push(text)

@@ -24,6 +24,11 @@ class GrammarConstraint:
         """Whether the answer is complete: an end token was accepted."""
         return self._matcher.is_terminated()
 
+    @property
+    def free_ahead(self) -> bool:
+        """Every token matters to a grammar."""
+        return False
+
     def mask(self) -> Mask:
         """The tokens that may come next; valid until the next call.
 

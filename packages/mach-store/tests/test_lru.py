@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mach_store.eviction import LruPolicy
+from mach_store.eviction.lru import LruPolicy
 
 
 def filled(floors: dict[int, int], keys: list[tuple[int, int]]) -> LruPolicy:

@@ -1,0 +1,31 @@
+"""Owns the policy that gives up the expert that was used least often, old uses counting for less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mach_store.eviction.counting_policy import CountingPolicy
+from mach_store.eviction.decayed_counts import DecayedCounts
+
+
+class LfuPolicy(CountingPolicy):
+    """Least frequently used over all layers, with ageing and a floor per layer.
+
+    Without ageing an expert that was hot in the last conversation would stay for ever. A use's weight halves
+    within `half_life` uses of any expert. Counts outlive the expert's stay in the bank: one that comes back
+    has its history, and is not the next to go merely because it is new.
+    """
+
+    name = "lfu"
+
+    def __init__(self, floors: Mapping[int, int], half_life: float) -> None:
+        """See `LayeredPolicy`. Args: half_life: in uses over all layers; see `policy_table`."""
+        super().__init__(floors)
+        self._counts = DecayedCounts(self._floors, half_life)
+
+    def _use(self, layer: int, expert: int) -> None:
+        self._counts.use(layer, expert)
+
+    def _values(self, layer: int, experts: Iterable[int]) -> list[tuple[float, int]]:
+        counts = self._counts.of[layer]
+        return [(counts[expert], expert) for expert in experts]

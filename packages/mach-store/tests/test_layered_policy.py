@@ -1,0 +1,161 @@
+"""Every policy beside a slow one that knows nothing but the history of uses."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mach_store.eviction import POLICIES, LfuPolicy, LookaheadPolicy, LruPolicy
+
+LAYERS, EXPERTS = 3, 6
+HALF_LIFE, LONG, SHORT, SHARE, USES_PER_TOKEN = 5.0, 20.0, 3.0, 0.4, 6
+
+
+def make(name, floors):
+    if name == "lru":
+        return LruPolicy(floors)
+    if name == "lfu":
+        return LfuPolicy(floors, HALF_LIFE)
+    return LookaheadPolicy(
+        floors, uses_per_token=USES_PER_TOKEN, half_life=LONG, short_half_life=SHORT, short_share=SHARE
+    )
+
+
+class Naive:
+    """All uses, oldest first; what must go first is computed anew each time."""
+
+    def __init__(self, name, floors) -> None:
+        self.name, self.floors = name, dict(floors)
+        self.uses, self.held, self.kept, self.announced = [], set(), set(), {}
+
+    def use(self, key) -> None:
+        self.uses.append(key)
+        self.held.add(key)
+        self.announced.pop(key[0], None)
+
+    def decayed(self, key, half_life, until) -> float:
+        return sum(2.0 ** ((time - until) / half_life) for time, use in self.uses_until(until) if use == key)
+
+    def uses_until(self, until):
+        return [(time, use) for time, use in enumerate(self.uses) if time <= until]
+
+    def rank(self, key) -> float:
+        last = max(time for time, use in enumerate(self.uses) if use == key)
+        if self.name == "lru":
+            return last
+        now = len(self.uses) - 1
+        if self.name == "lfu":
+            return self.decayed(key, HALF_LIFE, now)
+        layer = key[0]
+        seen = max(time for time, use in enumerate(self.uses) if use[0] == layer)
+        chance = (1 - SHARE) * self.decayed(key, LONG, seen) * (1 - 2 ** (-USES_PER_TOKEN / LONG))
+        chance += SHARE * self.decayed(key, SHORT, seen) * (1 - 2 ** (-USES_PER_TOKEN / SHORT))
+        ahead = (layer - self.uses[-1][0]) % LAYERS or LAYERS
+        return -(ahead + LAYERS * (1 / min(1.0, max(chance, 1e-12)) - 1))
+
+    def spared(self, key) -> bool:
+        announced = self.name == "lookahead" and key[1] in self.announced.get(key[0], ())
+        return key in self.kept or announced
+
+    def eligible(self, pinned, gone):
+        left = self.held - gone
+        free = {key for key in left if key not in pinned}
+        easy = {key for key in free if not self.spared(key)}
+        above = {key for key in easy if sum(other[0] == key[0] for other in left) > self.floors[key[0]]}
+        return above or easy or free
+
+    def check(self, chosen, count, pinned) -> None:
+        gone: set[tuple[int, int]] = set()
+        for key in chosen:
+            eligible = self.eligible(pinned, gone)
+            assert key in eligible
+            rank, least = self.rank(key), min(map(self.rank, eligible))
+            assert math.isclose(rank, least, rel_tol=1e-9), (key, rank, least)
+            gone.add(key)
+        assert len(chosen) == count or not self.eligible(pinned, gone)
+
+
+KEYS = st.tuples(st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1))
+FLOORS = st.tuples(*[st.integers(0, 3)] * LAYERS).map(lambda floors: dict(enumerate(floors)))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_random_history_is_answered_as_by_a_naive_model(name, data) -> None:
+    floors = data.draw(FLOORS)
+    policy, naive = make(name, floors), Naive(name, floors)
+    for _ in range(data.draw(st.integers(1, 30))):
+        event = data.draw(st.sampled_from(["use"] * 5 + ["evict", "evict", "floors", "keep", "announce"]))
+        pinned = data.draw(st.sets(KEYS, max_size=4))
+        if event == "use":
+            key = data.draw(KEYS)
+            (policy.touch if key in naive.held else policy.insert)(key)
+            naive.use(key)
+        elif event == "evict":
+            for key in policy.candidates(data.draw(st.integers(1, 3)), pinned):
+                policy.remove(key)
+                naive.held.remove(key)
+        elif event == "floors":
+            naive.floors = data.draw(FLOORS)
+            policy.set_floors(naive.floors)
+        elif event == "keep":
+            naive.kept = data.draw(st.sets(KEYS, max_size=4))
+            policy.kept = frozenset(naive.kept)
+        else:
+            layer, experts = data.draw(st.integers(0, LAYERS - 1)), data.draw(st.sets(st.integers(0, 5)))
+            policy.announce(layer, experts)
+            naive.announced[layer] = experts
+        everything = policy.candidates(LAYERS * EXPERTS, pinned)
+        naive.check(everything, LAYERS * EXPERTS, pinned)
+        count = data.draw(st.integers(0, 4))
+        assert policy.candidates(count, pinned) == everything[:count]
+        assert policy.victim(pinned) == (everything[0] if everything else None)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@settings(max_examples=30, deadline=None)
+@given(
+    floors=FLOORS,
+    uses=st.lists(KEYS, min_size=1, max_size=40),
+    pinned=st.sets(KEYS, max_size=4),
+    kept=st.sets(KEYS, max_size=4),
+)
+def test_candidates_are_what_victim_and_remove_in_turn_would_give(name, floors, uses, pinned, kept) -> None:
+    policy, held = make(name, floors), set()
+    policy.kept = kept
+    for key in uses:
+        (policy.touch if key in held else policy.insert)(key)
+        held.add(key)
+    expected = policy.candidates(LAYERS * EXPERTS, pinned)
+    one_by_one = []
+    while (victim := policy.victim(pinned)) is not None:
+        policy.remove(victim)
+        one_by_one.append(victim)
+    assert one_by_one == expected
+    assert set(expected) == held - pinned
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_asking_changes_nothing(name) -> None:
+    asked, silent = (make(name, dict.fromkeys(range(LAYERS), 1)) for _ in range(2))
+    for step in range(60):
+        key = (step % LAYERS, step * step % 4)
+        for policy in (asked, silent):
+            (policy.touch if step >= 4 * LAYERS else policy.insert)((step % LAYERS, step // LAYERS % 4))
+            if step >= 4 * LAYERS:
+                policy.touch(key)
+        asked.candidates(5, {key})
+        asked.victim(())
+    assert asked.candidates(99, ()) == silent.candidates(99, ())
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_kept_expert_goes_when_nothing_else_is_left_and_floors_do_not_save_the_others(name) -> None:
+    policy = make(name, {0: 2, 1: 0, 2: 0})
+    for key in [(0, 0), (0, 1), (1, 0)]:
+        policy.insert(key)
+    policy.kept = {(1, 0)}
+    assert set(policy.candidates(2, ())) == {(0, 0), (0, 1)}
+    assert policy.candidates(3, ())[2] == (1, 0)
