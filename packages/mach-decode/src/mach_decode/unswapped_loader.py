@@ -67,6 +67,8 @@ def load_unswapped(checkpoint: str, *, widen: bool = True, memory: MemoryFlags =
         raise ResidencyError("LME_BF16_STACKED_STREAMING=1 goes with --streaming, not with --backend openai")
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 goes with --streaming, not with --backend openai")
+    if settings.decode_residency:
+        raise ResidencyError("LME_DECODE_RESIDENCY goes with --streaming, not with --backend openai")
     directory = obtain_checkpoint(checkpoint)
     config = read_config(directory)
     adapter = REGISTRY.get(config.text("model_type"))
