@@ -16,11 +16,13 @@ from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames, inspect_checkpoint
 from mach.io.model_tensors import model_tensors
+from mach.io.sidecar_layout import read_layout
 from mach.preflight.check_report import CheckOptions, check_report
 from mach.preflight.gates import unswapped_gate
 from mach.preflight.kv_cache_bytes import kv_cache_bytes
-from mach.preflight.machine import Machine
+from mach.preflight.machine import Machine, this_machine
 from mach.preflight.memory import estimate_memory
+from mach.preflight.memory_plan import MemoryBudgets
 from mach.settings import CoreSettings
 from mach_decode.loader import load_swapped
 from mach_decode.memory_flags import MemoryFlags
@@ -305,12 +307,66 @@ def test_check_counts_the_bytes_that_bf16_streaming_takes(family: str, packing: 
     write_synthetic_checkpoint(tmp_path / "s", config, tokenizer_from=resolve_checkpoint("mach-pico"))
     write_stacked_checkpoint(tmp_path / "s", tmp_path / "stacked")
     inspection = inspect_checkpoint(tmp_path / "stacked")
-    machine = Machine("cpu", 64 << 30, 48 << 30, "test")
+    machine = Machine("cpu", 64 << 30, 48 << 30, "test", kernels=True)
     said = estimate_memory(inspection, None, machine, context=256)
     loaded = load_swapped(str(tmp_path / "stacked"), expert_residency="bf16_streaming")
     assert said.float_bank_bytes == loaded.store.nbytes
-    assert said.bf16_streaming.parts["arena"] == loaded.store.scratch_bytes
+    assert said.bf16_streaming.parts.get("arena", 0) == loaded.store.scratch_bytes
     loaded.store.close()
+    # And a smaller one, which needs the arena whatever computes.
+    half = said.float_bank_bytes // 2
+    said = estimate_memory(inspection, None, machine, context=256, budgets=MemoryBudgets(expert_cache=half))
+    loaded = load_swapped(
+        str(tmp_path / "stacked"),
+        expert_residency="bf16_streaming",
+        memory=MemoryFlags(expert_cache_gb=(half + 0.5) / 1e9),
+    )
+    assert said.float_bank_bytes == loaded.store.nbytes
+    assert said.bf16_streaming.parts["arena"] == loaded.store.scratch_bytes > 0
+    loaded.store.close()
+
+
+@pytest.mark.parametrize("kernels", [True, False], ids=["native kernels", "stock"])
+@pytest.mark.parametrize("packing", ["bf16", "affine 4-bit", "mxfp4", "affine 3-bit"])
+@pytest.mark.parametrize("layout", ["sidecar", "stacked"])
+def test_check_counts_the_bytes_that_experts_take(
+    layout: str, packing: str, kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LME_CPU_KERNELS", str(int(kernels)))
+    config = json.loads((CONFIGS / "qwen3_moe.json").read_text())
+    config["quantization"] = {
+        "bf16": None,
+        "affine 4-bit": {"mode": "affine", "bits": 4, "group_size": 32},
+        "affine 3-bit": {"mode": "affine", "bits": 3, "group_size": 32},
+        "mxfp4": {"mode": "mxfp4", "bits": 4, "group_size": 32},
+    }[packing]
+    if config["quantization"] is None:
+        del config["quantization"]
+    directory = tmp_path / "sidecar"
+    write_synthetic_checkpoint(directory, config, tokenizer_from=resolve_checkpoint("mach-pico"))
+    if layout == "stacked":
+        write_stacked_checkpoint(directory, tmp_path / "stacked")
+        directory = tmp_path / "stacked"
+    inspection = inspect_checkpoint(directory)
+    records = None if inspection.sidecar_directory is None else read_layout(inspection.sidecar_directory)
+    here = this_machine()
+    assert here.kernels == kernels
+    machine = here._replace(total_bytes=64 << 30, available_bytes=48 << 30)
+    said = estimate_memory(inspection, records, machine, context=256)
+    streaming = load_swapped(str(directory), expert_residency="streaming")
+    assert said.bank_bytes == said.experts.total_slots == streaming.store.nbytes
+    streaming.store.close()
+    half = said.bank_bytes // 2
+    said = estimate_memory(inspection, records, machine, context=16, budgets=MemoryBudgets(expert_cache=half))
+    streaming = load_swapped(
+        str(directory), expert_residency="streaming", memory=MemoryFlags(expert_cache_gb=(half + 0.5) / 1e9)
+    )
+    assert said.experts.scratch(streaming.store.scratch_experts) == streaming.store.scratch_bytes
+    assert said.bank_bytes == streaming.store.nbytes
+    streaming.store.close()
+    if layout == "stacked":
+        resident = load_swapped(str(directory), expert_residency="stacked")
+        assert said.resident.parts["all experts"] == resident.store.nbytes
 
 
 def test_check_and_loading_understand_the_spelling_of_transformers_5(tmp_path: Path) -> None:

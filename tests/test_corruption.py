@@ -36,7 +36,7 @@ def small_bank(checkpoint) -> float:
     """The --expert-cache-gb that holds one token's experts and no more."""
     shape = inspect_checkpoint(checkpoint).shape
     layout = read_layout(checkpoint / "expert_sidecar")
-    return sum(slot_bytes(layer.schema, mx.float32) for layer in layout.layers) * (shape.top_k + 0.5) / 1e9
+    return sum(slot_bytes(layer.schema, mx.bfloat16) for layer in layout.layers) * (shape.top_k + 0.5) / 1e9
 
 
 @pytest.fixture

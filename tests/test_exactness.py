@@ -36,7 +36,7 @@ def stacked_pico(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def gigabytes(directory: Path, slots: int) -> float:
     source = SidecarSource(str(directory / "expert_sidecar"))
-    size = max(slot_bytes(schema, mx.float32) for schema in source.schemas.values())
+    size = max(slot_bytes(schema, mx.bfloat16) for schema in source.schemas.values())
     source.close()
     return (slots * size + 0.5) / 1e9
 

@@ -13,6 +13,7 @@ from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.inspection import inspect_checkpoint
 from mach.io.sidecar_layout import read_layout
 from mach_store.bf16_form import Bf16Form
+from mach_store.cpu_kernels import open_kernels
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.expert_arrays import slot_bytes
 from mach_store.scatter_reader import python_twin
@@ -40,7 +41,7 @@ def test_a_streaming_run_stays_within_weights_bank_scratch_and_a_constant(big_ch
     assert inspection.sidecar_directory is not None
     layout = read_layout(inspection.sidecar_directory)
     bank = 60_000_000
-    scratch = StoreSettings().scratch_experts * slot_bytes(layout.layers[0].schema, mx.float32)
+    scratch = StoreSettings().scratch_experts * slot_bytes(layout.layers[0].schema, mx.bfloat16)
     # Not-expert weights are widened to float32 on the CPU: at most twice their bytes on disk.
     promised = 2 * inspection.other_bytes + bank + scratch + CONSTANT
     assert promised < layout.record_bytes_total, "the experts must not fit, or nothing is shown"
@@ -52,7 +53,9 @@ def test_a_bf16_streaming_run_does_too(big_checkpoint: Path, tmp_path: Path) -> 
     inspection = inspect_checkpoint(tmp_path / "stacked")
     schemas, _ = stacked_schemas(inspection)
     bank, arena = 90_000_000, 4
-    scratch = Bf16Form(mx.float32, python_twin()).scratch_bytes(schemas[0], arena)
+    scratch = Bf16Form(mx.float32, python_twin(), open_kernels(StoreSettings())).scratch_bytes(
+        schemas[0], arena
+    )
     promised = 2 * inspection.other_bytes + bank + scratch + CONSTANT
     assert promised < inspection.expert_bytes, "the experts must not fit, or nothing is shown"
     variables = {"LME_BF16_STACKED_STREAMING": "1", "LME_SCRATCH_EXPERTS": str(arena)}

@@ -1,4 +1,4 @@
-"""Native CPU kernels against stock MLX operations and the memory's bandwidth, side by side in one run.
+"""Figure 1, first part: native CPU kernels against stock MLX operations and the memory's bandwidth.
 
     uv run python tools/bench/bench_kernels.py [--experts 128] [--rounds 15]
 
@@ -21,7 +21,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import mlx.core as mx
 import numpy as np
-from bench_record import append_rows
+from bench_record import add_output_option, append_rows
+from quietness import Quietness
 
 from lme_cpu_kernels import DenseProduct, ExpertProduct, build_info, reference
 from mach.commands.process import run_command
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=0)
+    add_output_option(parser)
     options = parser.parse_args(arguments)
+    quietness = Quietness()
     mx.set_default_device(mx.cpu)
     threads = options.threads or int(build_info()["threads"])
     rows = []
@@ -57,7 +60,15 @@ def main(arguments: Sequence[str]) -> int:
         for name in ("affine 4-bit", "float32"):
             packing, dtype = PACKINGS[name]
             rows += dense(name, packing, dtype, threads, options.rounds)
-    append_rows("kernels", rows, kernels=build_info()["kernels"], threads=threads)
+    append_rows(
+        "kernels",
+        rows,
+        replacing=("kernels", "threads"),
+        directory=options.output,
+        kernels=build_info()["kernels"],
+        threads=threads,
+        others=quietness.others(),
+    )
     return 0
 
 

@@ -11,17 +11,15 @@ docs/bench/memory.csv.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import resource
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import mlx.core as mx
 from bench_record import append_rows
+from memory_limit import MemoryLimit
 
 from mach.commands.process import run_command
 from mach.io.checkpoint_path import resolve_checkpoint
@@ -72,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
         layout = read_layout(inspection.sidecar_directory)
         settings = StoreSettings.from_environment()
         scratch_bytes = settings.scratch_experts * slot_bytes(layout.layers[0].schema, mx.float32)
-        with _HardLimit(int(options.limit_gb * 1e9)) as limit:
+        with MemoryLimit(int(options.limit_gb * 1e9)) as limit:
             streamed = limit.run(
                 [
                     sys.executable, "-m", "mach_cli.generate_command", str(sliced), "--streaming",
@@ -100,53 +98,6 @@ def main(arguments: Sequence[str]) -> int:
         row["constant_mb"] = f"{constant:.0f}"
     append_rows("memory", [row])
     return 0 if streamed.returncode == 0 and whole.returncode != 0 and constant <= 256 else 1
-
-
-class _HardLimit:
-    """Runs commands under a memory limit that the kernel enforces."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._group: Path | None = None
-        self.kind = "RLIMIT_DATA"
-
-    def __enter__(self) -> _HardLimit:
-        for root, bound in (
-            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-            ("/sys/fs/cgroup", "memory.max"),
-        ):
-            group = Path(root) / f"mach-bench-{os.getpid()}"
-            try:
-                group.mkdir()
-                (group / bound).write_text(str(self._limit))
-            except OSError:
-                if group.is_dir():
-                    group.rmdir()
-                continue
-            self._group, self.kind = group, "cgroup"
-            break
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._group is not None:
-            self._group.rmdir()
-
-    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run `command` inside the limit; a kill shows as exit status -9."""
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=900, check=False, preexec_fn=self._enter()
-        )
-
-    def _enter(self) -> Callable[[], None]:
-        group, limit = self._group, self._limit
-
-        def enter() -> None:
-            if group is not None:
-                (group / "cgroup.procs").write_text(str(os.getpid()))
-            else:
-                resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-        return enter
 
 
 if __name__ == "__main__":

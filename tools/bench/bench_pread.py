@@ -11,21 +11,19 @@ the rounds' own ratios, because the speed of a shared disk drifts between rounds
 
 import argparse
 import csv
-import ctypes
 import datetime
-import mmap
 import os
 import platform
 import random
 import statistics
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+from plain_reads import read_plain
 
 from lme_mlx_pread_ext import ScatterPlan, build_info
 
@@ -49,33 +47,8 @@ def write_records(path: Path, count: int) -> list[int]:
     return crcs
 
 
-def read_plain(fd: int, order: list[int], threads: int, huge: bool) -> None:
-    """Read records into one aligned buffer per thread."""
-    numbers = iter(order)
-    lock = threading.Lock()
-
-    def work() -> None:
-        # A huge page needs 2 MiB that begin at a multiple of 2 MiB: there is one in twice the room.
-        with mmap.mmap(-1, 2 * RECORD, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-            if huge:
-                memory.madvise(mmap.MADV_HUGEPAGE)
-            first = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % RECORD
-            buffer = memoryview(memory)[first : first + RECORD]
-            while True:
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    break
-                if os.preadv(fd, [buffer], number * RECORD) != RECORD:
-                    raise OSError(f"record {number} is short")
-            buffer.release()
-
-    others = [threading.Thread(target=work) for _ in range(threads - 1)]
-    for thread in others:
-        thread.start()
-    work()
-    for thread in others:
-        thread.join()
+def _places(fd: int, order: list[int]) -> list[tuple[int, int]]:
+    return [(fd, number * RECORD) for number in order]
 
 
 def read_native(
@@ -104,8 +77,8 @@ def measure(
     cached = os.open(path, os.O_RDONLY)
     direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
     variants: dict[str, Callable[[list[int], int], None]] = {
-        PLAIN: lambda order, threads: read_plain(direct, order, threads, False),
-        HUGE: lambda order, threads: read_plain(direct, order, threads, True),
+        PLAIN: lambda order, threads: read_plain(_places(direct, order), RECORD, threads, huge=False),
+        HUGE: lambda order, threads: read_plain(_places(direct, order), RECORD, threads),
         "native direct, crc": lambda order, threads: read_native(plan, direct, order, threads, crcs, True),
         "native buffered, crc": lambda order, threads: read_native(plan, cached, order, threads, crcs, False),
         "native direct": lambda order, threads: read_native(plan, direct, order, threads, None, True),

@@ -7,10 +7,10 @@ cost     seconds per token of a streamed completion as its client sees them, aga
          time (Linux) says the same where other work takes the cores away.
 latency  at 100 tokens per second from an engine that only sleeps: from the engine's handing over a token to
          its arrival at the client.
-models   GET /v1/models while a generation runs: as many as are answered; and how much 1,000 a second slow the
-         generation. The client is a process of its own and needs a core at times, as the server's event loop
-         does; `against another server` sends the same load to a second server, so that nothing but the
-         competition for cores is left.
+models   GET /v1/models while a generation runs: as many as are answered; how much 1,000 a second slow the
+         generation; and the processor time of one, the server idle otherwise (Linux). The client is a process
+         of its own and needs a core at times, as the server's event loop does; `against another server` sends
+         the same load to a second server, so that nothing but the competition for cores is left.
 peer     throughput and time to the first token beside mlx_lm.server on the same stacked checkpoint; as it is
          (bfloat16, slow on a CPU) and with its floats widened to float32. Prompts differ from round to round,
          so that nobody's prompt cache helps.
@@ -27,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ from mach_store.engine_checkpoint import write_stacked_checkpoint
 
 PROMPT = '"""Tools for reading and writing small configuration files."""\n\nimport json\nimport os\n\n\ndef '
 LOAD_RATE = 1000.0
+LOAD_SECONDS = 3.0
 SECTIONS = ("cost", "latency", "models", "peer")
 Row = dict[str, object]
 
@@ -142,6 +144,7 @@ def _models(rounds: int, tokens: int) -> list[Row]:
     tokens = max(tokens, 1000)
     with mach_serve("mach-pico", "--streaming") as url, mach_serve("mach-pico", "--streaming") as other:
         rates: dict[str, list[float]] = {}
+        per_request = [_per_request(rate) for rate in (LOAD_RATE, None)]
 
         def during(target: str | None, rate: float | None, name: str = "") -> Callable[[], float]:
             def run() -> float:
@@ -173,6 +176,11 @@ def _models(rounds: int, tokens: int) -> list[Row]:
         )
         for name, values in took.items()
     ]
+    rows += [
+        {"section": "models", "what": f"processor time of a request, {name}", "value": f"{spent * 1e6:.0f}"}
+        | {"unit": "µs"}
+        for name, spent in zip(("paced", "flat out"), per_request, strict=True)
+    ]
     for name, values in rates.items():
         rows.append(
             {
@@ -184,6 +192,17 @@ def _models(rounds: int, tokens: int) -> list[Row]:
             }
         )
     return rows
+
+
+def _per_request(rate: float | None) -> float:
+    """Seconds of processor time that a server with nothing else to do spends on one request."""
+    script = str(Path(__file__).with_name("paced_server.py"))
+    with ready_line_server([sys.executable, script]) as (url, pid):
+        before, began = cpu_seconds(pid), time.monotonic()
+        with _load(url, rate) as answered:
+            time.sleep(LOAD_SECONDS)
+            spent, seconds = cpu_seconds(pid) - before, time.monotonic() - began
+        return spent / (answered() * seconds)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import page_cache
+
 PEAK = """
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def beside_copying(
     copies, runs, reports = [], [], []
     for number in range(rounds):
         for copying in (True, False) if number % 2 else (False, True):
-            _cache(source, cold)
+            (page_cache.drop if cold else page_cache.fill)(source)
             if copying:
                 copies.append(size / _copy(source, output))
             else:
@@ -88,14 +90,3 @@ def _copy(source: Path, output: Path) -> float:
         os.fsync(fd)
         os.close(fd)
     return time.perf_counter() - start
-
-
-def _cache(source: Path, cold: bool) -> None:
-    """Have the source's files in the page cache, or not."""
-    for path in source.iterdir():
-        with path.open("rb") as handle:
-            if cold:
-                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            else:
-                while handle.read(16 << 20):
-                    pass

@@ -70,7 +70,7 @@ def gigabytes() -> Callable[[Path, int], float]:
 
     def budget(directory: Path, slots: int) -> float:
         source = SidecarSource(str(directory / "expert_sidecar"))
-        size = max(slot_bytes(schema, mx.float32) for schema in source.schemas.values())
+        size = max(slot_bytes(schema, mx.bfloat16) for schema in source.schemas.values())
         source.close()
         return (slots * size + 0.5) / 1e9
 

@@ -66,7 +66,7 @@ def record(tmp_path):
     """
 
     def start(engine, *, limit=None, room=1 << 20, told=None) -> TraceRecorder:
-        header = trace_header(engine.loaded, 2, "a test")
+        header = trace_header(engine.loaded, "a test")
         first = len(MAGIC) + len(pack_block(HEADER, 0, msgspec.json.encode(header)))
         writer = TraceWriter(
             str(tmp_path / "run.trace"),
@@ -128,7 +128,7 @@ def test_the_header_says_what_was_loaded(open_engine, stacked, record, tmp_path,
 def test_mlx_lms_own_model_is_refused(open_engine, stacked) -> None:
     engine = open_engine(directory=stacked, expert_residency="unswapped")
     with pytest.raises(RoutesUnseenError, match="--streaming or --no-streaming"):
-        trace_header(engine.loaded, 2, "a test")
+        trace_header(engine.loaded, "a test")
 
 
 def test_a_limit_ends_the_recording_and_no_answer(open_engine, record, tmp_path, monkeypatch) -> None:

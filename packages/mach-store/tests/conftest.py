@@ -15,9 +15,10 @@ import pytest
 from mach.io.inspection import inspect_checkpoint
 from mach.io.sidecar_layout import PROJECTIONS, Quantization, RecordSchema, build_schema
 from mach_store.bank_cache import BankCache
+from mach_store.bank_form import StoredForm
+from mach_store.cpu_kernels import CpuKernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.engine_checkpoint import write_stacked_checkpoint
-from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import Location
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.model_builder import build_model
@@ -254,10 +255,16 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
     made: list[BankCache] = []
 
     def make(
-        directory: Path, slots: int, *, reader: ScatterReader = native_reader, scratch_experts: int = 4
+        directory: Path,
+        slots: int,
+        *,
+        reader: ScatterReader = native_reader,
+        scratch_experts: int = 4,
+        kernels: CpuKernels | None = None,
     ) -> BankCache:
         source = SidecarSource(str(directory / "expert_sidecar"))
-        size = max(slot_bytes(schema, mx.float32) for schema in source.schemas.values())
+        form = StoredForm(mx.float32, reader, kernels)
+        size = max(form.slot_bytes(schema) for schema in source.schemas.values())
         made.append(
             BankCache(
                 source,
@@ -266,6 +273,7 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
                 top_k=TOP_K,
                 compute=mx.float32,
                 scratch_experts=scratch_experts,
+                form=form,
             )
         )
         return made[-1]
@@ -279,14 +287,25 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
 def build() -> Callable[..., Any]:
     """A function (checkpoint directory, store) → the model with its experts in the store."""
 
-    def make(directory: Path, store: Any, *, dispatch: str = "gather", transient_min_tokens: int = 32) -> Any:
+    def make(
+        directory: Path,
+        store: Any,
+        *,
+        dispatch: str = "gather",
+        transient_min_tokens: int = 32,
+        kernels: CpuKernels | None = None,
+    ) -> Any:
         inspection = inspect_checkpoint(directory)
 
         def swap(layer: int, original: Any) -> Any:
             if dispatch == "disk":
                 return DiskSwitchGLU(store, layer, original.activation)
             return GatherSwitchGLU(
-                store, layer, original.activation, transient_min_tokens=transient_min_tokens
+                store,
+                layer,
+                original.activation,
+                transient_min_tokens=transient_min_tokens,
+                kernels=kernels,
             )
 
         return build_model(directory, inspection.adapter, inspection.shape.moe_layers, swap)[0]

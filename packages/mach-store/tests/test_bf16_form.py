@@ -9,9 +9,11 @@ from mlx_lm.utils import load_model
 from mach.io.inspection import inspect_checkpoint
 from mach_store.bank_cache import BankCache
 from mach_store.bf16_form import Bf16Form, float_schema
+from mach_store.cpu_kernels import open_kernels
 from mach_store.errors import ExpertReadError
 from mach_store.expert_arrays import slot_bytes
 from mach_store.resident_cache import ResidentStackedExpertCache
+from mach_store.settings import StoreSettings
 from mach_store.stacked_source import StackedSource
 
 FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4")
@@ -23,9 +25,11 @@ def open_slices(native_reader):
     """A function (stacked checkpoint, slots) → a bank of plain floats, closed at the end."""
     made = []
 
-    def make(directory, slots, *, reader=native_reader, scratch_experts=4, compute=mx.float32) -> BankCache:
+    def make(
+        directory, slots, *, reader=native_reader, scratch_experts=4, compute=mx.float32, kernels=None
+    ) -> BankCache:
         source = StackedSource(inspect_checkpoint(directory))
-        form = Bf16Form(compute, reader)
+        form = Bf16Form(compute, reader, kernels)
         size = max(form.slot_bytes(schema) for schema in source.schemas.values())
         made.append(
             BankCache(
@@ -156,7 +160,7 @@ def test_floats_stay_as_they_are_stored(checkpoints) -> None:
 
 def test_where_bfloat16_is_computed_with_nothing_is_widened(checkpoints, open_slices) -> None:
     bank = open_slices(checkpoints.stacked("qwen3_moe", "none"), 16, compute=mx.bfloat16)
-    assert not bank.form.narrow
+    assert not any(pool.narrow for pool in bank._pools)
     bank.prewarm()
     assert bank.whole and bank.host_free and bank.scratch_bytes == 0
     arrays = [array for _, array in tree_flatten(bank.layers[0].components)]
@@ -176,3 +180,33 @@ def test_a_read_that_fails_names_the_expert_of_the_whole_batch(
         bank.layers[0].acquire(range(8))
     assert caught.value.expert == 6
     bank.check()
+
+
+@pytest.mark.parametrize("quantization", ["none", "affine", "mxfp4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_native_kernels_compute_from_the_bank_itself_with_the_bits_of_widened_experts(
+    checkpoints, open_slices, build, family, quantization
+) -> None:
+    kernels = open_kernels(StoreSettings())
+    assert kernels.native
+    directory = checkpoints.stacked(family, quantization)
+    layers = len(inspect_checkpoint(directory).shape.moe_layers)
+    for chunk, slots in ((1, 3), (16, 3), (1, 8)):
+        wide = open_slices(directory, slots * layers)
+        expected = logits_of(
+            build(directory, wide, transient_min_tokens=10, kernels=kernels), PROMPT, chunk=chunk
+        )
+        bank = open_slices(directory, slots * layers, kernels=kernels)
+        bank.prewarm()
+        model = build(directory, bank, transient_min_tokens=10, kernels=kernels)
+        assert mx.array_equal(logits_of(model, PROMPT, chunk=chunk), expected), (chunk, slots)
+        assert all(pool.narrow for pool in wide._pools) and not any(pool.narrow for pool in bank._pools)
+        assert bank.nbytes == wide.nbytes
+        assert bank.whole == bank.host_free == (slots == 8)
+        # The arena is for prefill alone, and holds bfloat16 too.
+        assert (bank.stats()["scratch_bytes"] > 0) == (chunk == 16 and slots == 3)
+        if slots == 8:
+            assert bank.scratch_bytes == 0 < wide.scratch_bytes
+        else:
+            assert bank.stats()["scratch_bytes"] <= bank.scratch_bytes < wide.scratch_bytes
+        bank.check()

@@ -72,8 +72,8 @@ def test_a_scan_that_is_larger_than_the_bank_is_hit_where_looking_back_never_hit
     # equal counts has aged most, is just what comes next.
     tokens = [[[step % 2]] * LAYERS for step in range(200)]
     floors = dict.fromkeys(range(LAYERS), 0)
-    assert replay(make_policy(name, floors, experts=8, top_k=1), 7, tokens) == 0
-    assert replay(make_policy("lookahead", floors, experts=8, top_k=1), 7, tokens) > 0.5
+    assert replay(make_policy(name, floors, experts=8, uses_per_token=LAYERS), 7, tokens) == 0
+    assert replay(make_policy("lookahead", floors, experts=8, uses_per_token=LAYERS), 7, tokens) > 0.5
 
 
 def test_hot_experts_survive_a_stream_of_cold_ones() -> None:
@@ -81,7 +81,9 @@ def test_hot_experts_survive_a_stream_of_cold_ones() -> None:
     tokens = [[[0 if step % 2 else 1 + step // 2 % 20]] * LAYERS for step in range(400)]
     floors = dict.fromkeys(range(LAYERS), 0)
     rates = {
-        name: replay(make_policy(name, floors, experts=21 * LAYERS, top_k=1), LAYERS + 1, tokens)
+        name: replay(
+            make_policy(name, floors, experts=21 * LAYERS, uses_per_token=LAYERS), LAYERS + 1, tokens
+        )
         for name in ("lru", "lfu", "lookahead")
     }
     assert rates["lru"] < 0.1

@@ -1,4 +1,6 @@
-from mach_store.eviction import LruPolicy
+import pytest
+
+from mach_store.eviction import POLICIES
 from mach_store.pool_shape import PoolShape
 
 
@@ -16,15 +18,15 @@ def test_a_layer_keeps_half_of_its_share_and_one_tokens_experts_at_least() -> No
     assert (shape(9).share, shape(9).floor) == (2, 2)
 
 
-def test_a_policy_that_hears_of_a_part_is_made_for_that_part(monkeypatch) -> None:
-    asked = []
-
-    def made(name, floors, *, experts, top_k):
-        asked.append((name, floors, experts, top_k))
-        return LruPolicy(floors)
-
-    monkeypatch.setattr("mach_store.pool_shape.make_policy", made)
-    sized = PoolShape(layers={3: 64, 5: 64}, slots=64, slot_bytes=1, top_k=2, policy="lfu")
-    sized.new_policy()
-    sized.new_policy(0.25)
-    assert asked == [("lfu", {3: 16, 5: 16}, 128, 2), ("lfu", {3: 4, 5: 4}, 32, 0.5)]
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_that_hears_of_a_part_has_that_part_of_the_floors(policy) -> None:
+    sized = PoolShape(layers={3: 64, 5: 64}, slots=64, slot_bytes=1, top_k=2, policy=policy)
+    assert sized.new_policy().name == policy
+    assert (sized.floors(), sized.floors(0.25)) == ({3: 16, 5: 16}, {3: 4, 5: 4})
+    part = sized.new_policy(0.25)
+    for expert in range(4):
+        part.insert((3, expert))
+        part.insert((5, expert))
+    part.insert((5, 4))
+    # Layer 3 is at its floor, layer 5 above it by one.
+    assert part.candidates(1, ())[0][0] == 5

@@ -18,6 +18,11 @@ def prune(arguments: Sequence[str] | None = None) -> int:
     return run_command("mach-prune", _command("prune_command"), arguments)
 
 
+def trace(arguments: Sequence[str] | None = None) -> int:
+    """The `trace` command of `mach`; returns the exit status."""
+    return run_command("mach trace", _command("trace_command"), arguments)
+
+
 def _command(module: str) -> Callable[[Sequence[str]], int]:
     def run(arguments: Sequence[str]) -> int:
         status: int = import_module(f"mach_cli.{module}").run(arguments)

@@ -10,6 +10,12 @@ DEFAULT_HUB = "https://huggingface.co"
 DEFAULT_CACHE_ROOT = "~/.cache/mach"
 
 
+def expert_kernels_wanted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether the engine's own variables, which mach-store checks, leave its experts to native kernels."""
+    off = (environment.get("LME_CPU_KERNELS"), environment.get("LME_USE_GATHER_DISPATCH"))
+    return "0" not in off
+
+
 class CoreSettings(NamedTuple):
     """Where things are looked for outside the arguments of a command.
 

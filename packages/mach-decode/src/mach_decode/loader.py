@@ -19,7 +19,7 @@ from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
 from mach_decode.unswapped_loader import load_unswapped
 from mach_decode.wired_memory import wire
 from mach_store.bank_cache import BankCache
-from mach_store.cpu_kernels import open_kernels
+from mach_store.cpu_kernels import open_kernels, stock_kernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.model_builder import build_model
@@ -96,7 +96,11 @@ def load_swapped(
     if adapter.model_type == "deepseek_v4":
         refuse_draft_settings()
     settings = StoreSettings.from_environment()
-    residency = choose_residency(expert_residency, inspection, settings, memory)
+    gather = settings.use_gather_dispatch
+    kernels = open_kernels(settings)
+    # The reference dispatch computes its experts with stock operations, whatever computes the rest.
+    for_experts = kernels if gather else stock_kernels("the reference dispatch")
+    residency = choose_residency(expert_residency, inspection, settings, memory, for_experts)
     text = inspection.text_config
     context_length = context_limit(inspection)
     kv_bytes = kv_of(adapter, inspection.config, text, floats_as())
@@ -104,9 +108,7 @@ def load_swapped(
     vocabulary_size = anywhere.integer("vocab_size", low=1, high=1 << 24)
     tokenizer = load_checkpoint_tokenizer(directory)
     wired = wire(memory.wired_gb)
-    store, reader, plan, direct = open_store(inspection, settings, residency, memory)
-    gather = settings.use_gather_dispatch
-    kernels = open_kernels(settings)
+    store, reader, plan, direct = open_store(inspection, settings, residency, memory, for_experts)
 
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:

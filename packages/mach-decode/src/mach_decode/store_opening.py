@@ -26,8 +26,9 @@ from mach_decode.loaded_model import SwappedStore
 from mach_decode.memory_flags import MemoryFlags
 from mach_decode.memory_refusal import admitted_plan
 from mach_store.bank_cache import BankCache
-from mach_store.bank_form import BankForm, StoredForm
+from mach_store.bank_form import BankForm, StoredForm, kernels_take_schema
 from mach_store.bf16_form import Bf16Form
+from mach_store.cpu_kernels import CpuKernels
 from mach_store.direct_choice import NOTHING_STREAMED, DirectChoice, asked_choice, choose_direct
 from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
@@ -50,6 +51,7 @@ def choose_residency(
     inspection: CheckpointInspection,
     settings: StoreSettings,
     flags: MemoryFlags,
+    kernels: CpuKernels,
 ) -> str:
     """The mode to load in: what was asked for; without a wish, stacked where checkpoint and memory allow it.
 
@@ -58,6 +60,7 @@ def choose_residency(
         inspection: the checkpoint.
         settings: `LME_BF16_STACKED_STREAMING` makes streaming bf16_streaming.
         flags: budgets of bank and arena only mean something while streaming.
+        kernels: what computes the experts.
 
     Raises:
         ResidencyError: there is no such mode, or flag and variable contradict each other.
@@ -77,7 +80,7 @@ def choose_residency(
         return "streaming"
     available = available_memory()
     budgets = flags.budgets("stacked", settings)
-    plan = plan_memory(resident_needs(inspection), budgets, available.nbytes, available.source)
+    plan = plan_memory(resident_needs(inspection, kernels), budgets, available.nbytes, available.source)
     return "stacked" if plan.problem is None else "streaming"
 
 
@@ -95,8 +98,11 @@ def open_store(
     settings: StoreSettings,
     expert_residency: str,
     flags: MemoryFlags,
+    kernels: CpuKernels,
 ) -> OpenedStore:
     """The expert store of a mode, within the machine's memory and the budgets asked for.
+
+    What the `kernels` can compute with as it is stored is held so.
 
     Raises:
         ResidencyError: the preflight's gate blocks the mode, or a flag or setting does not go with it.
@@ -105,7 +111,7 @@ def open_store(
     """
     budgets = flags.budgets(expert_residency, settings)
     if expert_residency == "stacked":
-        return _open_resident(inspection, settings, budgets)
+        return _open_resident(inspection, settings, budgets, kernels)
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
         # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
         # wrong with the other weights is asked after that.
@@ -114,12 +120,12 @@ def open_store(
     compute = compute_dtype()
     form: BankForm
     if expert_residency == "bf16_streaming":
-        form = Bf16Form(compute, reader)
+        form = Bf16Form(compute, reader, kernels)
         source = _open_slices(
             inspection, reader, RawSource if inspection.layout in RAW_LAYOUTS else StackedSource
         )
     else:
-        form = StoredForm(compute, reader)
+        form = StoredForm(compute, reader, kernels)
         source = _open_source(inspection, settings, reader)
     try:
         if inspection.sidecar_directory is not None:
@@ -157,22 +163,25 @@ def _choose_direct(
 
 
 def _open_resident(
-    inspection: CheckpointInspection, settings: StoreSettings, budgets: MemoryBudgets
+    inspection: CheckpointInspection, settings: StoreSettings, budgets: MemoryBudgets, kernels: CpuKernels
 ) -> OpenedStore:
     _require("stacked", inspection)
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming")
     if settings.direct_io:
         raise ResidencyError("LME_DIRECT_IO=1 needs --streaming: leave it out with --no-streaming")
-    plan = admitted_plan(inspection.directory, resident_needs(inspection), budgets)
-    store = ResidentStackedExpertCache(inspection, compute_dtype())
+    plan = admitted_plan(inspection.directory, resident_needs(inspection, kernels), budgets)
+    store = ResidentStackedExpertCache(inspection, compute_dtype(), kernels)
     return OpenedStore(store, None, plan, NOTHING_STREAMED)
 
 
-def resident_needs(inspection: CheckpointInspection) -> MemoryNeeds:
+def resident_needs(inspection: CheckpointInspection, kernels: CpuKernels) -> MemoryNeeds:
     """What `--no-streaming` takes for a stacked checkpoint."""
     schemas, num_experts = stacked_schemas(inspection)
-    experts = num_experts * sum(slot_bytes(schema, compute_dtype()) for schema in schemas.values())
+    experts = num_experts * sum(
+        slot_bytes(schema, mx.bfloat16 if kernels_take_schema(schema, kernels) else compute_dtype())
+        for schema in schemas.values()
+    )
     return memory_needs(
         inspection, floats_as(), "stacked", experts=experts, least_bank=experts, scratch=lambda _: 0
     )
@@ -190,6 +199,7 @@ def _streaming_needs(
         experts=slots * source.num_experts,
         least_bank=slots * inspection.shape.top_k,
         scratch=lambda experts: sum(form.scratch_bytes(schema, experts) for schema in kinds),
+        narrow=any(map(form.narrow, kinds)),
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+from mach_decode.engine import Engine
 from mach_decode.route_observer import RouteObservers
+from mach_decode.trace_run import trace_header
 from mach_store.errors import TraceWriteError
 from mach_store.routed_pass import RoutedPass
 from mach_store.trace.trace_events import AnswerBegan, AnswerEnded, Event, Ids, ModelPass
@@ -20,6 +22,7 @@ class TraceRecorder:
     Attributes:
         state: `recording`; `finished` by `finish`; `limit` and `error` by themselves.
         reason: why it ended by itself, for people.
+        answers: that began.
     """
 
     def __init__(
@@ -40,14 +43,14 @@ class TraceRecorder:
         self._observers, self._writer, self._told = observers, writer, told
         self._layers = {layer: at for at, layer in enumerate(writer.header.layers)}
         self._prefill, self._pass = True, list[Ids]()
-        self._answers = self._passes = 0
+        self.answers = self._passes = 0
         self._answering = False
         observers.add(self)
 
     def answer_began(self, prompt_tokens: int) -> None:
         """See `RouteObserver`."""
         self._answering = True
-        self._answers += 1
+        self.answers += 1
         self._add(AnswerBegan(prompt_tokens))
 
     def routed(self, passes: Sequence[RoutedPass], *, prefill: bool) -> None:
@@ -91,6 +94,14 @@ class TraceRecorder:
             self.state, self.reason = "error", str(error)
             self._writer.abandon()
             raise
+        if self._writer.full:
+            self.state, self.reason = "limit", self._full()
+
+    def discard(self) -> None:
+        """End the recording and delete it, between two answers: nothing was answered."""
+        assert self.state == "recording" and not self.answers, "a recording with answers is kept"
+        self._observers.remove(self)
+        self._writer.discard()
 
     def as_dict(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports."""
@@ -101,9 +112,12 @@ class TraceRecorder:
             "file": writer.path if writer.finished else writer.partial,
             "bytes": writer.nbytes,
             "limit_bytes": writer.max_bytes,
-            "answers": self._answers,
+            "answers": self.answers,
             "passes": self._passes,
         }
+
+    def _full(self) -> str:
+        return f"the trace has its {self._writer.max_bytes} bytes"
 
     def _end_pass(self) -> None:
         if self._pass:
@@ -117,7 +131,7 @@ class TraceRecorder:
         try:
             self._writer.add(event)
             if self._writer.full:
-                self._end("limit", f"the trace has its {self._writer.max_bytes} bytes", writable=True)
+                self._end("limit", self._full(), writable=True)
         except TraceWriteError as error:
             self._end("error", str(error), writable=False)
 
@@ -134,3 +148,28 @@ class TraceRecorder:
             self._writer.abandon()
         if self._told is not None:
             self._told(self.reason)
+
+
+def record_routes(
+    engine: Engine,
+    path: str,
+    recorded_by: str,
+    *,
+    max_bytes: int | None = None,
+    told: Callable[[str], object] | None = None,
+) -> TraceRecorder:
+    """Record every answer of `engine` into `path`, from now on until `finish`.
+
+    Args:
+        engine: between two answers.
+        path: the trace to make; nothing may be there.
+        recorded_by: the command.
+        max_bytes: the file never becomes larger; None is no limit.
+        told: called with the reason, once, if the recording ends by itself.
+
+    Raises:
+        RoutesUnseenError: the experts are the model's own.
+        TraceWriteError: there is a trace of that name, finished or not, or it cannot be written.
+    """
+    writer = TraceWriter(path, trace_header(engine.loaded, recorded_by), max_bytes=max_bytes)
+    return TraceRecorder(engine.route_observers, writer, told)

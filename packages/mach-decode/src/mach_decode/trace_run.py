@@ -5,23 +5,22 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+from mach.io.inspection import inspect_checkpoint
 from mach_decode.loaded_model import LoadedModel
 from mach_store.bank_cache import BankCache
 from mach_store.checkpoint_fingerprint import checkpoint_fingerprint
 from mach_store.errors import RoutesUnseenError
-from mach_store.expert_arrays import slot_bytes
 from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.trace.trace_header import TraceHeader, TraceRun
 
 _DISTRIBUTIONS = ("mach-decode", "mach-store", "mlx", "mlx-lm")
 
 
-def trace_header(loaded: LoadedModel, top_k: int, recorded_by: str) -> TraceHeader:
+def trace_header(loaded: LoadedModel, recorded_by: str) -> TraceHeader:
     """The header of a trace that is recorded from now on.
 
     Args:
         loaded: the model.
-        top_k: experts per token and layer.
         recorded_by: the command.
 
     Raises:
@@ -33,11 +32,12 @@ def trace_header(loaded: LoadedModel, top_k: int, recorded_by: str) -> TraceHead
         schemas, experts = store.source.schemas, store.source.num_experts
         sizes = {layer: store.form.slot_bytes(schema) for layer, schema in schemas.items()}
         first_layers = {id(bank.pool): bank.pool for _, bank in sorted(store.layers.items())}
-        policy, narrow = next(iter(first_layers.values())).policy.name, store.form.narrow
+        policy = next(iter(first_layers.values())).policy.name
+        narrow = any(pool.narrow for pool in first_layers.values())
         bank_slots = [pool.slots for pool in first_layers.values()]
     elif isinstance(store, ResidentStackedExpertCache):
         schemas, experts = store.schemas, store.num_experts
-        sizes = {layer: slot_bytes(schema, store.compute) for layer, schema in schemas.items()}
+        sizes = {layer: store.layers[layer].slot_bytes for layer in schemas}
     else:
         raise RoutesUnseenError(
             "routes are recorded with --streaming or --no-streaming: here the experts are mlx-lm's own"
@@ -51,7 +51,7 @@ def trace_header(loaded: LoadedModel, top_k: int, recorded_by: str) -> TraceHead
         fingerprint=checkpoint_fingerprint(loaded.directory),
         layers=layers,
         experts=experts,
-        top_k=top_k,
+        top_k=inspect_checkpoint(loaded.directory).shape.top_k,
         record_bytes=[schemas[layer].nbytes for layer in layers],
         slot_bytes=[sizes[layer] for layer in layers],
         pools=[numbers[schemas[layer]] for layer in layers],

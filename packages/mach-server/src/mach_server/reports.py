@@ -103,6 +103,7 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
             **facts.direct.as_dict(),
         },
         "cpu_kernels": facts.cpu_kernels,
+        "trace_recording": None if service.recording is None else service.recording.as_dict(),
     }
 
 

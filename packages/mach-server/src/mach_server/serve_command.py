@@ -23,6 +23,7 @@ from mach_server.listening_socket import tcp_socket, unix_socket
 from mach_server.log_output import MEMORY, logging_to
 from mach_server.serve_options import ServeOptions, parse
 from mach_server.startup_lines import startup_lines
+from mach_server.trace_recording import TraceRecording
 
 log = logging.getLogger("mach.server")
 
@@ -48,7 +49,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(options: ServeOptions) -> bool:
     """Serve until a signal; whether the engine's thread has ended."""
-    service = InferenceService(options.engine, options.limits, target_only=options.target_only)
+    recording = None
+    if options.record_trace is not None:
+        recording = TraceRecording(options.record_trace, options.record_trace_bytes)
+    service = InferenceService(
+        options.engine, options.limits, target_only=options.target_only, recording=recording
+    )
     # The address before the weights: a port in use should not cost a long load.
     if options.uds is None:
         listening = tcp_socket(options.host, options.port, options.limits)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Hashable, Mapping
+from typing import Generic, NamedTuple, TypeVar
 
-from mach.io.sidecar_layout import RecordSchema
 from mach_store.errors import MemoryBudgetError
+
+Kind = TypeVar("Kind", bound=Hashable)
+"""What tells kinds of records apart: a record schema, or a pool's number."""
 
 
 class RecordGroup(NamedTuple):
@@ -21,7 +23,7 @@ class RecordGroup(NamedTuple):
     layers: int
 
 
-class BankBudget:
+class BankBudget(Generic[Kind]):
     """The sizes of a bank: its least, its whole, and what lies between.
 
     Attributes:
@@ -29,14 +31,14 @@ class BankBudget:
         total_bytes: every expert.
     """
 
-    def __init__(self, groups: Mapping[RecordSchema, RecordGroup], *, experts: int, top_k: int) -> None:
+    def __init__(self, groups: Mapping[Kind, RecordGroup], *, experts: int, top_k: int) -> None:
         """Args: experts: routed experts of a layer; top_k: those that a token uses."""
         self._groups, self._experts, self._top_k = dict(groups), experts, top_k
         per_expert = sum(group.slot_bytes * group.layers for group in self._groups.values())
         self.least_bytes, self.total_bytes = per_expert * top_k, per_expert * experts
         self._layers = sum(group.layers for group in self._groups.values())
 
-    def slots(self, budget_bytes: int) -> dict[RecordSchema, int]:
+    def slots(self, budget_bytes: int) -> dict[Kind, int]:
         """Slots for each kind of record that `budget_bytes` pay for.
 
         Every kind gets one token's experts first; what is left is shared out by the bytes still missing.

@@ -96,7 +96,7 @@ class BankCache:
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
         # Where the bank is narrow, whatever a token needs of one layer must fit into the arena.
-        least_scratch = top_k if self.form.narrow else 1
+        least_scratch = top_k if any(map(self.form.narrow, groups)) else 1
         self.scratch_experts = min(max(scratch_experts, least_scratch), source.num_experts)
         self._sizes = BankBudget(
             {
@@ -135,13 +135,12 @@ class BankCache:
     @property
     def scratch_bytes(self) -> int:
         """Bytes the scratch arena takes, from its first use on; 0 when the bank is whole and needs none."""
-        if self.whole and not self.form.narrow:
-            return 0
-        return self.arena_bytes
+        used = self._pools if not self.whole else [pool for pool in self._pools if pool.narrow]
+        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in used)
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes the scratch arena takes where it is needed."""
+        """Bytes the scratch arena takes where the bank is not whole."""
         return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
 
     @property
@@ -252,7 +251,7 @@ class BankCache:
         The bank's own, or where that is narrow the arena with their widened copies, which last as long as
         the pins do: at most `scratch_experts` of them.
         """
-        if not self.form.narrow:
+        if not bank.pool.narrow:
             return bank.components, slot_of
         arena = self.scratch(bank.layer)
         arena.copy_from(bank.pool.arrays, list(slot_of.values()))

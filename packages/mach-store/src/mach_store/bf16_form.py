@@ -4,9 +4,10 @@ Floats stay as they are stored (bfloat16, float16 or float32): nothing is rounde
 bfloat16. The block formats' values (mxfp4, mxfp8, nvfp4) are all exact in it; affine ones are computed in
 float32 and rounded once.
 
-On the CPU, where MLX multiplies float32 alone, the bank still holds bfloat16, and the experts of a pass are
-widened into the arena before it: half the memory of a float32 bank, for 1.5 times the time of a product.
-numpy widens, because MLX's own conversion takes four times as long as the product.
+On the CPU native kernels compute from the bank. Where stock operations do, which multiply float32 alone, the
+bank still holds bfloat16, and the experts of a pass are widened into the arena before it: half the memory of
+a float32 bank, for 1.5 times the time of a product. numpy widens, because MLX's own conversion takes four
+times as long as the product.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mach.io.sidecar_layout import PROJECTIONS, Quantization, RecordSchema, build_schema
+from mach_store.bank_form import kernels_take_schema
+from mach_store.cpu_kernels import CpuKernels
 from mach_store.expert_arrays import ExpertArrays, packing_of, slot_bytes
 from mach_store.row_views import byte_rows, copy_row
 from mach_store.scatter_reader import ScatterReader
@@ -44,10 +47,17 @@ class Bf16Form:
 
     residency = "bf16_streaming"
 
-    def __init__(self, compute: mx.Dtype, reader: ScatterReader) -> None:
-        """Args: compute: dtype of the activations; reader: plans the reads."""
-        self._compute, self._reader = compute, reader
-        self.narrow = compute == mx.float32
+    def __init__(self, compute: mx.Dtype, reader: ScatterReader, kernels: CpuKernels | None = None) -> None:
+        """As `StoredForm`."""
+        self._compute, self._reader, self._kernels = compute, reader, kernels
+
+    def narrow(self, schema: RecordSchema) -> bool:
+        """See `BankForm`."""
+        return self._compute == mx.float32 and not self.for_kernels(schema)
+
+    def for_kernels(self, schema: RecordSchema) -> bool:
+        """See `BankForm`."""
+        return kernels_take_schema(float_schema(schema), self._kernels)
 
     def slot_bytes(self, schema: RecordSchema) -> int:
         """See `BankForm`."""
@@ -55,7 +65,7 @@ class Bf16Form:
 
     def scratch_bytes(self, schema: RecordSchema, slots: int) -> int:
         """See `BankForm`; bank and arena each stage quantised experts."""
-        arena = slots * slot_bytes(float_schema(schema), self._compute)
+        arena = slots * slot_bytes(float_schema(schema), self._arena_dtype(schema))
         if any(schema.quantization):
             arena += (STAGED_EXPERTS + min(STAGED_EXPERTS, slots)) * slot_bytes(schema, mx.float32)
         return arena
@@ -66,7 +76,10 @@ class Bf16Form:
 
     def scratch(self, schema: RecordSchema, slots: int) -> ExpertArrays:
         """See `BankForm`."""
-        return self._arrays(schema, slots, self._compute)
+        return self._arrays(schema, slots, self._arena_dtype(schema))
+
+    def _arena_dtype(self, schema: RecordSchema) -> mx.Dtype:
+        return mx.bfloat16 if self.for_kernels(schema) else self._compute
 
     def _arrays(self, schema: RecordSchema, slots: int, dtype: mx.Dtype) -> ExpertArrays:
         arrays = ExpertArrays(float_schema(schema), slots, dtype, self._reader)

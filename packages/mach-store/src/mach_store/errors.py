@@ -13,6 +13,7 @@ MachError (mach.errors)
     ├── RoutesUnseenError        nobody sees which experts this store's tokens are routed to
     ├── TraceWriteError          a routing trace cannot be written
     ├── TraceFormatError         a file is no routing trace, or a damaged one
+    ├── BankSizeError            a trace cannot be replayed through a bank of this size
     ├── SettingError             an environment variable holds a bad value
     └── DispatchCancelledError   the caller withdrew the request while a layer was being dispatched
 """
@@ -123,6 +124,10 @@ class TraceFormatError(StoreError):
     def __init__(self, message: str, *, path: str, block: int = 0) -> None:
         super().__init__(message)
         self.path, self.block = path, block
+
+
+class BankSizeError(StoreError):
+    """A trace cannot be replayed through a bank of this size; the message says which it can."""
 
 
 class SettingError(StoreError):

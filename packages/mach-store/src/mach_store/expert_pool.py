@@ -22,6 +22,7 @@ class ExpertPool:
         slot_bytes: memory of one of them.
         share: an even part of the slots for each layer.
         narrow: whether it must be widened before it is computed with.
+        for_kernels: whether it suits native kernels alone.
         table: (layer, expert) → slot, for experts that are readable.
         present: for each layer a byte per expert, 1 where it is in `table`: cheap to copy for reports.
         pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
@@ -42,7 +43,7 @@ class ExpertPool:
         `policy` is one of `mach_store.eviction.POLICIES`.
         """
         self.schema = schema
-        self.narrow = form.narrow
+        self.narrow, self.for_kernels = form.narrow(schema), form.for_kernels(schema)
         self.arrays = form.bank(schema, slots)
         self.slot_bytes = self.arrays.nbytes // slots
         self.table: dict[Key, int] = {}

@@ -47,6 +47,11 @@ class GatherSwitchGLU(nn.Module):
         self._dispatch = None
         self._block = ExpertBlock(activation, kernels or stock_kernels("not asked for"))
         self._block.prepare(self._layer.components, self._layer.packing)
+        if self._block.reason and self._layer.for_kernels:
+            raise StoreError(
+                f"layer {layer}: its experts are held for native kernels, which do not compute them "
+                f"({self._block.reason}): set LME_CPU_KERNELS=0"
+            )
         if isinstance(store, BankCache):
             self._dispatch = _StreamedDispatch(store, store.layers[layer], self._block, transient_min_tokens)
 
@@ -119,4 +124,4 @@ class _StreamedDispatch:
     def _room(self) -> int:
         """Experts that one pass may pin: a layer never takes more than the others leave it."""
         room = max(self._cache.top_k, self._bank.pool.share)
-        return min(room, self._cache.scratch_experts) if self._cache.form.narrow else room
+        return min(room, self._cache.scratch_experts) if self._bank.pool.narrow else room

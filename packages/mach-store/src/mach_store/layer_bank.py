@@ -24,6 +24,7 @@ class LayerExpertBank:
         num_experts: experts of the layer, in memory or not.
         components: the pool's arrays; slots index their first extent.
         packing: how each projection's weights are packed.
+        for_kernels: whether the arrays suit native kernels alone.
         counters: what happened so far.
         uses: for each expert, the passes that needed it and in which the host saw the routes.
         observed: whether somebody wants to see every route (`BankCache.observe_routes`).
@@ -35,6 +36,7 @@ class LayerExpertBank:
         self.num_experts = source.num_experts
         self.components: ExpertTensors = pool.arrays.components
         self.packing: Packing = pool.arrays.packing
+        self.for_kernels = pool.for_kernels
         self.counters = LayerCounters()
         self.uses = array("Q", bytes(8 * self.num_experts))
         self.pool = pool

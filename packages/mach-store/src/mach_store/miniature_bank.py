@@ -38,10 +38,8 @@ class MiniatureBank:
             else:
                 missing.append(key)
         if missing:
-            for _ in range(len(held) + len(missing) - self.slots):
-                victim = policy.victim(keys)
-                if victim is None:
-                    break
+            excess = len(held) + len(missing) - self.slots
+            for victim in policy.candidates(excess, keys) if excess > 0 else ():
                 policy.remove(victim)
                 held.remove(victim)
             for key in missing[: self.slots - len(held)]:

@@ -17,7 +17,7 @@ class PoolShape:
         slots: experts that it holds.
         slot_bytes: memory of one.
         top_k: experts of one token in one layer: no pool holds less than these for all its layers.
-        policy: the name of its eviction policy, one of `mach_store.eviction.POLICIES`.
+        policy: the name of its eviction policy.
     """
 
     layers: Mapping[int, int]
@@ -52,4 +52,6 @@ class PoolShape:
 
     def new_policy(self, rate: float = 1.0) -> EvictionPolicy:
         """A policy with these floors. Args: rate: of the experts that it will hear of."""
-        return make_policy(self.policy, self.floors(rate), experts=rate * self.most, top_k=rate * self.top_k)
+        return make_policy(
+            self.policy, self.floors(rate), experts=rate * self.most, uses_per_token=rate * self.least
+        )

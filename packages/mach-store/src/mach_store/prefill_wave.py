@@ -58,7 +58,7 @@ class PresentWave(PrefillWave):
 
     def __init__(self, cache: BankCache, bank: LayerExpertBank, experts: Iterable[int]) -> None:
         """Args: experts: at most as many as the arena has rows, where the bank is narrow."""
-        super().__init__(cache, bank, experts, _NOWHERE, _widened(cache))
+        super().__init__(cache, bank, experts, _NOWHERE, _widened(cache, bank))
 
     def finish(self) -> tuple[ExpertTensors, list[int]]:
         """See `PrefillWave`; nothing is read."""
@@ -70,7 +70,7 @@ class FillingWave(PrefillWave):
 
     def __init__(self, cache: BankCache, bank: LayerExpertBank, experts: Iterable[int]) -> None:
         """Args: experts: not in the bank, which has free slots for them."""
-        super().__init__(cache, bank, experts, _NOWHERE, _widened(cache))
+        super().__init__(cache, bank, experts, _NOWHERE, _widened(cache, bank))
         self._slots: list[int] = []
         self._reading: Reading | None = None
 
@@ -139,9 +139,9 @@ class TransientWave(PrefillWave):
             self._reading = None
 
 
-def _widened(cache: BankCache) -> range:
+def _widened(cache: BankCache, bank: LayerExpertBank) -> range:
     """The rows of the arena that experts of the bank are computed in: none, unless the bank is narrow."""
-    return range(cache.scratch_experts) if cache.form.narrow else _NOWHERE
+    return range(cache.scratch_experts) if bank.pool.narrow else _NOWHERE
 
 
 def _in_bank(

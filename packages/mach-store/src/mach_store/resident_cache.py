@@ -9,7 +9,9 @@ import mlx.core as mx
 import numpy as np
 
 from mach.io.inspection import CheckpointInspection
+from mach_store.bank_form import kernels_take_schema
 from mach_store.counters import LayerCounters
+from mach_store.cpu_kernels import CpuKernels
 from mach_store.expert_arrays import DTYPES, packing_of, widens
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
@@ -21,14 +23,26 @@ from mach_store.stacked_source import stacked_schemas
 class ResidentLayer:
     """One layer's experts, all in memory; expert ids are slots.
 
-    Attributes: as `LayerExpertBank`'s.
+    Attributes: as `LayerExpertBank`'s, and
+        slot_bytes: memory of one expert.
     """
 
-    def __init__(self, layer: int, num_experts: int, components: ExpertTensors, packing: Packing) -> None:
+    def __init__(
+        self,
+        layer: int,
+        num_experts: int,
+        components: ExpertTensors,
+        packing: Packing,
+        *,
+        for_kernels: bool = False,
+    ) -> None:
         """A view of arrays that somebody else loaded."""
+        self.for_kernels = for_kernels
         self.layer, self.num_experts, self.components, self.packing = layer, num_experts, components, packing
         self.counters = LayerCounters()
         self.observed = False
+        arrays = [array for parts in components.values() for array in parts.values()]
+        self.slot_bytes = sum(array.nbytes for array in arrays) // num_experts
         self.device_slots: mx.array | None = mx.arange(num_experts, dtype=mx.uint32)
         mx.eval(self.device_slots)
 
@@ -39,7 +53,6 @@ class ResidentStackedExpertCache:
     Attributes:
         layers: model index → its experts.
         schemas: model index → one expert's tensors as stored.
-        compute: dtype of the activations.
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"stacked"`, for reports.
         host_free: a forward pass never waits for the host.
@@ -48,30 +61,33 @@ class ResidentStackedExpertCache:
     residency = "stacked"
     host_free = True
 
-    def __init__(self, inspection: CheckpointInspection, compute: mx.Dtype) -> None:
-        """Load every expert, layer by layer, in the dtype the compute device wants.
+    def __init__(
+        self, inspection: CheckpointInspection, compute: mx.Dtype, kernels: CpuKernels | None = None
+    ) -> None:
+        """Load every expert, layer by layer, in the dtype that what computes wants.
 
         Args:
             inspection: of a checkpoint with the stacked layout (the caller has asked the gate).
             compute: dtype of the activations.
+            kernels: what computes; stock operations if not given.
         """
         self.cancelled: Callable[[], bool] = _never
         self._routed: list[tuple[int, mx.array]] = []
         self.schemas, self.num_experts = stacked_schemas(inspection)
-        self.compute = compute
         self.layers: dict[int, ResidentLayer] = {}
         files: dict[str, dict[str, mx.array]] = {}
         names = {(entry.file, entry.start): name for name, entry in inspection.tensors.items()}
         self.nbytes = 0
         for layer, schema in self.schemas.items():
             components: dict[str, dict[str, mx.array]] = {}
+            as_stored = kernels_take_schema(schema, kernels)
             for segment in schema.segments:
                 entry = inspection.stacked[layer][segment.projection][segment.component]
                 if entry.file not in files:
                     files[entry.file] = _load(entry.file)
                 # Popped, so that what is widened does not stay in memory twice.
                 array = files[entry.file].pop(names[entry.file, entry.start])
-                wide = widens(segment.dtype, compute)
+                wide = not as_stored and widens(segment.dtype, compute)
                 components.setdefault(segment.projection, {})[segment.component] = array.astype(
                     mx.float32 if wide else DTYPES[segment.dtype]
                 )
@@ -79,7 +95,11 @@ class ResidentStackedExpertCache:
             mx.eval(arrays)
             self.nbytes += sum(array.nbytes for array in arrays)
             self.layers[layer] = ResidentLayer(
-                layer, self.num_experts, ExpertTensors(components), packing_of(schema)
+                layer,
+                self.num_experts,
+                ExpertTensors(components),
+                packing_of(schema),
+                for_kernels=as_stored,
             )
 
     def totals(self) -> LayerCounters:

@@ -19,6 +19,7 @@ from mach_store.errors import DispatchCancelledError
 from mach_store.expert_block import ExpertBlock
 from mach_store.layer_bank import LayerExpertBank
 from mach_store.pass_results import PassResults
+from mach_store.prefill_plan import prefill_plan
 from mach_store.prefill_wave import FillingWave, PrefillWave, PresentWave, TransientWave
 
 
@@ -72,28 +73,18 @@ def dispatch_transient(
 
 def _waves(cache: BankCache, bank: LayerExpertBank, hottest_first: list[int]) -> Iterator[PrefillWave]:
     """Batches of experts to compute together, in this order."""
-    pool = bank.pool
-    present = set(bank.resident(hottest_first))
-    missing = [expert for expert in hottest_first if expert not in present]
-    room = max(0, min(pool.free, pool.share - pool.occupancy[bank.layer]))
     rows = cache.scratch_experts
-    most = rows if cache.form.narrow else bank.num_experts
-    for batch in _batches(sorted(present), most):
+    plan = prefill_plan(bank.pool, bank.layer, hottest_first, rows)
+    for batch in plan.present:
         yield PresentWave(cache, bank, batch)
-    # In batches too where nothing forces it: what is read while nothing is computed should be little.
-    for batch in _batches(missing[:room], min(most, (rows + 1) // 2)):
+    for batch in plan.filling:
         yield FillingWave(cache, bank, batch)
-    rest, half = missing[room:], (rows + 1) // 2
+    rest, half = plan.past, (rows + 1) // 2
     while rest:
         for first_row, count in ((0, half), (half, rows - half)):
             if batch := rest[:count]:
                 yield TransientWave(cache, bank, batch, first_row)
             rest = rest[count:]
-
-
-def _batches(experts: list[int], most: int) -> Iterator[list[int]]:
-    for first in range(0, len(experts), most):
-        yield experts[first : first + most]
 
 
 def _routes_by_wave(

@@ -21,6 +21,7 @@ def test_a_header_comes_back_from_its_json(make_header) -> None:
         ({"layers": [1, 1, 2]}, "layers: do not ascend"),
         ({"experts": 0}, "experts: 0 is not within"),
         ({"experts": 65537}, "experts: 65537 is not within"),
+        ({"experts": 65536, "layers": list(range(17))}, "experts, layers: 65536 × 17 are more"),
         ({"top_k": 0}, "top_k: 0 is not within"),
         ({"top_k": 9}, "top_k: 9 is not within 1…8"),
         ({"record_bytes": [1, 1]}, "record_bytes: has 2 entries for 3 layers"),

@@ -23,6 +23,7 @@ SUMMARIES = {
     "prune": "slice a checkpoint into the engine's per-expert layout",
     "reap": "remove experts of low saliency",
     "serve": "serve a checkpoint over HTTP",
+    "trace": "record which experts are used, and see what any bank would make of it",
 }
 
 

@@ -421,7 +421,7 @@ def _memory_block(
         "note": note,
         "estimate": {
             "mode": mode,
-            "machine": machine._asdict(),
+            "machine": {name: value for name, value in machine._asdict().items() if name != "kernels"},
             "context_length": memory.context,
             "kv_bytes": memory.kv.total,
             "kv_parts": memory.kv.parts,

@@ -1,6 +1,7 @@
 """Owns the sizes of the routed experts in memory, from a sidecar's layout or the safetensors headers.
 
-It mirrors what mach-store allocates: on the CPU backend bfloat16 tensors are widened to float32.
+It mirrors what mach-store allocates: on the CPU backend bfloat16 tensors are widened to float32, unless
+native kernels compute with them as they are stored.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from mach.io.inspection import CheckpointInspection
+from mach.io.kernel_packings import kernels_take
+from mach.preflight.machine import Machine
 
 if TYPE_CHECKING:
     from mach.io.sidecar_layout import RecordSchema, SidecarLayout
@@ -27,6 +30,7 @@ class ExpertSizes(NamedTuple):
         arena_slot: bytes per expert of the transient-prefill arenas of all record shapes.
         layer_floats: layer → bytes per expert in the bank of bf16_streaming; empty where that cannot be.
         float_arenas: its arenas, one per record shape: bytes per expert, and per expert that is staged.
+        narrow_floats: whether its passes are computed in the arena, on widened copies.
     """
 
     experts: int
@@ -35,6 +39,7 @@ class ExpertSizes(NamedTuple):
     arena_slot: int
     layer_floats: dict[int, int]
     float_arenas: tuple[tuple[int, int], ...]
+    narrow_floats: bool
 
     def scratch(self, slots: int) -> int:
         """Bytes of the transient-prefill arena for so many experts."""
@@ -64,11 +69,13 @@ class ExpertSizes(NamedTuple):
         return top_k * sum(self.layer_floats.values())
 
 
-def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None, backend: str) -> ExpertSizes:
+def expert_sizes(
+    inspection: CheckpointInspection, layout: SidecarLayout | None, machine: Machine
+) -> ExpertSizes:
     """Sizes of the experts, from the sidecar if there is one, else from the safetensors headers."""
     experts = inspection.shape.num_experts
     if layout is not None:
-        slots = {layer.index: _schema_slot(layer.schema, backend) for layer in layout.layers}
+        slots = {layer.index: _schema_slot(layer.schema, machine) for layer in layout.layers}
         records = {layer.index: layer.schema.nbytes for layer in layout.layers}
         shapes = {layer.schema: slots[layer.index] for layer in layout.layers}
         scratch = sum(shapes.values())
@@ -76,18 +83,31 @@ def expert_sizes(inspection: CheckpointInspection, layout: SidecarLayout | None,
         slots, records = {}, {}
         for layer, sizes in inspection.expert_layer_bytes.items():
             records[layer] = sum(sizes.values()) // experts
-            slots[layer] = widened(sizes, backend, ("BF16",)) // experts
+            as_stored = _kernels_take(inspection, layer, machine)
+            slots[layer] = widened(sizes, machine.backend, () if as_stored else ("BF16",)) // experts
         # Layers of equal size have, but for oddities, equal record shapes.
         scratch = sum(set(slots.values()))
-    floats, arenas = _float_sizes(inspection, backend)
-    return ExpertSizes(experts, slots, records, scratch, floats, arenas)
+    floats, arenas, narrow = _float_sizes(inspection, machine)
+    return ExpertSizes(experts, slots, records, scratch, floats, arenas, narrow)
+
+
+def _kernels_take(inspection: CheckpointInspection, layer: int, machine: Machine) -> bool:
+    """Whether native kernels compute with the experts of `layer` as the safetensors files hold them."""
+    if not machine.kernels:
+        return False
+    modules = [inspection.expert_module(layer, name) for name in inspection.stacked.get(layer, {})]
+    packings = [inspection.quantization.scheme_for(module) for module in modules]
+    return kernels_take(packings, inspection.expert_layer_bytes[layer])
 
 
 def _float_sizes(
-    inspection: CheckpointInspection, backend: str
-) -> tuple[dict[int, int], tuple[tuple[int, int], ...]]:
-    """Sizes in bf16_streaming: layer → bytes per expert in its bank; arenas as `ExpertSizes.float_arenas`."""
-    shape = inspection.shape
+    inspection: CheckpointInspection, machine: Machine
+) -> tuple[dict[int, int], tuple[tuple[int, int], ...], bool]:
+    """Sizes in bf16_streaming.
+
+    Layer → bytes per expert in its bank; arenas and whether they compute, as in `ExpertSizes`.
+    """
+    shape, narrow = inspection.shape, False
     floats: dict[int, int] = {}
     arenas: dict[int, tuple[int, int]] = {}
     for layer, sizes in inspection.expert_layer_bytes.items():
@@ -102,16 +122,19 @@ def _float_sizes(
             weights = shape.num_experts * shape.expert_width * shape.hidden_size
             stored["BF16"] = stored.get("BF16", 0) + 2 * weights
         floats[layer] = sum(stored.values()) // shape.num_experts
-        wide = widened(stored, backend, ("BF16",)) // shape.num_experts
+        as_floats = machine.kernels and kernels_take((), [dtype for dtype, size in stored.items() if size])
+        narrow |= machine.backend == "cpu" and not as_floats
+        wide = widened(stored, machine.backend, () if as_floats else ("BF16",)) // shape.num_experts
         arenas[floats[layer]] = (wide, staged // shape.num_experts)
-    return floats, tuple(arenas.values())
+    return floats, tuple(arenas.values()), narrow
 
 
-def _schema_slot(schema: RecordSchema, backend: str) -> int:
+def _schema_slot(schema: RecordSchema, machine: Machine) -> int:
+    as_stored = machine.kernels and kernels_take(schema.quantization, [s.dtype for s in schema.segments])
     sizes: dict[str, int] = {}
     for segment in schema.segments:
         sizes[segment.dtype] = sizes.get(segment.dtype, 0) + segment.nbytes
-    return widened(sizes, backend, ("bfloat16",))
+    return widened(sizes, machine.backend, () if as_stored else ("bfloat16",))
 
 
 def widened(sizes: Mapping[str, int], backend: str, dtypes: tuple[str, ...]) -> int:

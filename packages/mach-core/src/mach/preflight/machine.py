@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from typing import NamedTuple
+
+from mach.settings import expert_kernels_wanted
+
+NATIVE_KERNELS = "lme_cpu_kernels"
 
 
 class Machine(NamedTuple):
@@ -15,16 +20,24 @@ class Machine(NamedTuple):
         total_bytes: memory that a process could ever have: RAM, or a container's limit.
         available_bytes: what an engine started now could take without swapping or being killed.
         source: where `available_bytes` comes from.
+        kernels: whether native CPU kernels would compute, which take experts as they are stored.
     """
 
     backend: str
     total_bytes: int | None
     available_bytes: int | None
     source: str
+    kernels: bool = False
 
 
 def this_machine() -> Machine:
     """The machine that this runs on."""
+    machine = _memory()
+    kernels = machine.backend == "cpu" and expert_kernels_wanted() and find_spec(NATIVE_KERNELS) is not None
+    return machine._replace(kernels=kernels)
+
+
+def _memory() -> Machine:
     if sys.platform == "darwin":
         return _mac()
     if sys.platform == "linux":

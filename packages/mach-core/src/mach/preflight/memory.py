@@ -1,8 +1,9 @@
 """Owns the memory model: what the engine takes for a checkpoint, part by part, and whether that fits here.
 
-It mirrors what mach-store allocates: on the CPU backend bfloat16 experts and all other floats are widened to
-float32; the bank is a whole number of slots; the scratch arena holds 16 experts of each record shape and is
-made only if the bank cannot hold everything. `docs/preflight.md` shows the arithmetic and measured figures.
+It mirrors what mach-store allocates: on the CPU backend floats are widened to float32, but for experts that
+native kernels compute as they are stored; the bank is a whole number of slots; the scratch arena holds 16
+experts of each record shape and is made only if the bank cannot hold everything. `docs/preflight.md` has the
+arithmetic and measured figures.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def estimate_memory(
     Raises:
         ConfigError: config.json lacks what the key-value estimate needs.
     """
-    sizes = expert_sizes(inspection, layout, machine.backend)
+    sizes = expert_sizes(inspection, layout, machine)
     adapter, element = inspection.adapter, 4 if machine.backend == "cpu" else 2
     config = model_config(adapter.model_type, inspection.config, inspection.text_config)
     kv = kv_cache_bytes(adapter, config, context, element)
@@ -145,8 +146,8 @@ def estimate_memory(
         plan = plans["bf16_streaming"]
         all_floats = sizes.experts * sum(sizes.layer_floats.values())
         float_bank = _whole_slots(plan.bank, all_floats, sizes.layer_floats)
-        # On the CPU the arena is where a pass computes; elsewhere only what does not fit the bank goes there.
-        used = machine.backend == "cpu" or float_bank < all_floats
+        # Where the bank is narrow a pass computes in the arena; otherwise it has what does not fit the bank.
+        used = sizes.narrow_floats or float_bank < all_floats
         arena = sizes.float_scratch(plan.scratch_experts) if used else 0
         bf16 = _judged({"expert cache": float_bank, "arena": arena} | common, machine, plan)
     own = {"all weights": whole_bytes(inspection, machine.backend)}

@@ -37,7 +37,15 @@ def needs_from_headers(
     if residency == "bf16_streaming":
         experts = sizes.experts * sum(sizes.layer_floats.values())
         least, scratch = sizes.least_float_bank(top_k), sizes.float_scratch
-    return memory_needs(inspection, backend, residency, experts=experts, least_bank=least, scratch=scratch)
+    return memory_needs(
+        inspection,
+        backend,
+        residency,
+        experts=experts,
+        least_bank=least,
+        scratch=scratch,
+        narrow=residency == "bf16_streaming" and sizes.narrow_floats,
+    )
 
 
 def memory_needs(
@@ -48,6 +56,7 @@ def memory_needs(
     experts: int,
     least_bank: int,
     scratch: Callable[[int], int],
+    narrow: bool = False,
 ) -> MemoryNeeds:
     """What a checkpoint takes in one residency (`streaming`, `stacked`, `bf16_streaming`, `unswapped`).
 
@@ -58,6 +67,7 @@ def memory_needs(
         experts: bytes of all experts in memory.
         least_bank: of one token's.
         scratch: experts → bytes of the arena of long prompts.
+        narrow: whether the arena is where every pass computes, on widened copies.
 
     Raises:
         ConfigError: config.json lacks what the key-value estimate needs.
@@ -67,8 +77,6 @@ def memory_needs(
     others = other_weight_bytes(inspection, backend)
     if residency == "unswapped":
         others, experts = whole_bytes(inspection, backend), 0
-    # On the CPU the arena of bf16_streaming is where a pass computes.
-    narrow = residency == "bf16_streaming" and backend == "cpu"
     return MemoryNeeds(
         experts=experts,
         least_bank=least_bank if streaming else experts,

@@ -23,16 +23,17 @@ SHORT_TOKENS = 2
 SHORT_SHARE = 0.35
 
 
-def make_policy(name: str, floors: Mapping[int, int], *, experts: float, top_k: float) -> EvictionPolicy:
+def make_policy(
+    name: str, floors: Mapping[int, int], *, experts: float, uses_per_token: float
+) -> EvictionPolicy:
     """The policy `name`, one of POLICIES.
 
     Args:
         name: the caller has checked it.
         floors: for each layer, the number of experts it keeps while others can give.
-        experts: of all these layers together.
-        top_k: experts that a token uses in each layer. For a sample of the experts, both times its rate.
+        experts: of all these layers together; of those that the policy hears of, where that is a sample.
+        uses_per_token: of these experts, in all layers.
     """
-    uses_per_token = top_k * len(floors)
     if name == LruPolicy.name:
         return LruPolicy(floors)
     if name == LfuPolicy.name:

@@ -13,6 +13,8 @@ FORMAT = "mach-routing-trace"
 VERSION = 1
 MAX_EXPERTS = 1 << 16
 MAX_LAYERS = 4096
+MAX_ALL_EXPERTS = 1 << 20
+"""Of all layers together: what a replay holds tables of."""
 MAX_SLOT_BYTES = 1 << 40
 
 Ending = Literal["finished", "limit", "error"]
@@ -102,6 +104,8 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             return "layers: do not ascend from 0 or above"
         if not 1 <= self.experts <= MAX_EXPERTS:
             return f"experts: {self.experts} is not within 1…{MAX_EXPERTS}"
+        if self.experts * layers > MAX_ALL_EXPERTS:
+            return f"experts, layers: {self.experts} × {layers} are more than {MAX_ALL_EXPERTS}"
         if not 1 <= self.top_k <= self.experts:
             return f"top_k: {self.top_k} is not within 1…{self.experts}"
         for name, values in lists.items():
