@@ -145,7 +145,7 @@ class BankCache:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes the scratch arena takes where it is needed."""
+        """Bytes the scratch arena takes where the bank is not whole."""
         return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
 
     @property
