@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import BankResizeError, DispatchCancelledError
-from mach_store.eviction import DEFAULT_POLICY
+from mach_store.eviction import DEFAULT_POLICY, Key
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
@@ -145,7 +145,7 @@ class BankCache:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes the scratch arena takes where it is needed."""
+        """Bytes the scratch arena takes where the bank is not whole."""
         return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
 
     @property
@@ -345,11 +345,18 @@ class BankCache:
             total.add(bank.counters)
         return total
 
+    def keep_hot(self, keys: Iterable[Key]) -> None:
+        """From now on the experts `keys`, in the bank or not, are given up only when nothing else is left."""
+        wanted = frozenset(keys)
+        for pool in self._pools:
+            pool.policy.kept = frozenset(key for key in wanted if key[0] in pool.occupancy)
+
     def stats(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports as `streaming_summary`."""
         return {
             "residency": self.residency,
             "policy": self.policy,
+            "hot_experts_pinned": sum(len(pool.policy.kept) for pool in self._pools),
             "budget_bytes": self.budget_bytes,
             "declared_budget_bytes": self.declared_bytes,
             "resizable": self.resize_refusal is None,
