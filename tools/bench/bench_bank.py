@@ -31,6 +31,9 @@ from mach.io.checkpoint_path import resolve_checkpoint
 SHARES = (0.5, 0.25, 0.125)
 READS = {"direct": {"LME_DIRECT_IO": "1"}, "page cache": {"LME_DIRECT_IO": "0"}}
 VARIANTS: dict[str, dict[str, str]] = {
+    "policy lru": {"LME_BANK_EVICTION_POLICY": "lru"},
+    "policy lfu": {"LME_BANK_EVICTION_POLICY": "lfu"},
+    "policy lookahead": {"LME_BANK_EVICTION_POLICY": "lookahead"},
     "stock MLX operations": {"LME_CPU_KERNELS": "0"},
 }
 """What is switched off or exchanged, in the bank of a quarter."""

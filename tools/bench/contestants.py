@@ -20,7 +20,10 @@ from typing import Any
 
 from memory_limit import MemoryLimit
 
+from mach_store import settings
+
 CHILD = Path(__file__).with_name("contestant_child.py")
+_SETTINGS = Path(settings.__file__).read_text()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ class Contestant:
         Raises:
             ContestantDiedError: it could not load.
         """
+        unread = [variable for variable in environment or {} if f'"{variable}"' not in _SETTINGS]
+        assert not unread, f"mach-store has no {unread}: {name} would measure nothing"
         self.name = name
         self._stderr = tempfile.TemporaryFile("w+")
         self._process = subprocess.Popen(

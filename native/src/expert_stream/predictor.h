@@ -8,6 +8,13 @@
 //
 // Layers are counted 0 … layers - 1 in visiting order, whatever their index in the model is. The layer after the
 // last one is layer 0 of the next token.
+//
+// For every expert a of a layer and b of the next there is an estimate of the chance that b follows a: a number of
+// 16 bits that moves by 1/64 of the way to 1 or to 0 at each use of a. The experts of a pass vote with it. Each
+// candidate belongs to a class, by its mean chance or by its place in somebody else's ranking, and for each layer
+// and class it is counted how many of the candidates were then asked for: only classes in which at least
+// half were are worth a read, because a wrong read can keep a needed one waiting for as long as a right one
+// saves. All candidates are judged, given out or not, so a class opens again by itself.
 #pragma once
 
 #include <cstddef>
@@ -19,18 +26,23 @@ namespace lme::stream {
 
 class Predictor {
  public:
-  // What one layer's proposals came to. Both counts are of shadow proposals, too: those that were made for
-  // the measurement alone while the gate was shut.
+  // What came of one layer's candidates since the start.
   struct Score {
-    uint64_t proposed;  // experts named for this layer
-    uint64_t used;      // those of them that its next pass asked for
-    bool open;          // whether proposals for this layer are given out
+    uint64_t judged, judged_used;  // all, and those of them that the layer's next pass asked for
+    uint64_t given, given_used;    // those that were written into `out`
+    bool open;                     // whether every pass is looked at
   };
 
   static constexpr uint64_t kMostBytes = uint64_t{64} << 20;
-  static constexpr size_t kMostIds = 64;
+  static constexpr size_t kMostIds = 64;      // a pass with more distinct experts is passed over
+  static constexpr size_t kCandidates = 16;   // judged for each pass, at most
+  static constexpr size_t kChanceClasses = 16, kRankClasses = kCandidates;
+  static constexpr uint32_t kWindow = 256;    // candidates of a class after which the earlier ones count half
+  static constexpr uint32_t kLeast = 16;      // candidates that a class must have had
+  static constexpr uint32_t kPatience = 256;   // after so many passes without a candidate worth a read,
+  static constexpr uint32_t kRest = 8;        // one pass in so many is looked at, until there is one again
 
-  // Bytes of the counts: layers × experts × experts × 2, and some per layer.
+  // Bytes of the estimates, layers × experts × experts × 2, and of all else that grows with the shape.
   static uint64_t bytes(uint32_t layers, uint32_t experts);
 
   // Throws std::invalid_argument for a shape of nothing, or of more experts than 65,536 or more bytes than
@@ -38,30 +50,58 @@ class Predictor {
   Predictor(uint32_t layers, uint32_t experts, uint64_t most_bytes = kMostBytes);
 
   // The routes of one pass of `layer`, repeated or not, each below `experts` (the caller has checked that).
-  // Judges what was proposed for this layer, and learns which experts followed those of the layer before, if
-  // that was the last one observed. A pass of more than kMostIds ids is not learnt from: in a batch of tokens
+  // Judges the candidates for this layer, and learns which experts followed those of the layer before, if
+  // that was the last one observed. A pass of more than kMostIds distinct ids is neither: in a batch of tokens
   // everything follows everything.
   void observe(uint32_t layer, std::span<const uint32_t> ids);
 
   // Writes into `out` experts of the layer after `layer`, the likeliest first, and returns how many: those that
-  // are worth a read, none that `present` marks, and none at all while too few of that layer's were used.
-  // `ids`: as given to `observe`. `present`: a byte per expert of the layer after, not 0 where it is in memory;
-  // empty for none. Only the size of `out` bounds what is judged: give it the slots that are free for it.
+  // are worth a read, none that `present` marks. `ids`: as given to `observe`. `present`: a byte per expert of
+  // the layer after, not 0 where it is in memory; empty for none.
   size_t predict(uint32_t layer, std::span<const uint32_t> ids, std::span<const uint8_t> present,
                  std::span<uint32_t> out);
 
-  // The same choice among `ranked`, the likeliest first by somebody else's reckoning (the next layer's router
-  // applied to the present state). A pass asks either this or `predict`.
+  // The same choice among `ranked` (distinct), the likeliest first by somebody else's reckoning, such as the
+  // next layer's router applied to the present state. A pass asks either this or `predict`, once.
   size_t propose(uint32_t layer, std::span<const uint32_t> ranked, std::span<const uint8_t> present,
                  std::span<uint32_t> out);
 
-  // An unfinished pass was given up: what comes next follows nothing, and nothing proposed is judged.
+  // An unfinished pass was given up: what comes next follows nothing, and its candidates are not judged.
   void forget_pass();
 
   Score score(uint32_t layer) const;
 
  private:
+  static constexpr size_t kClasses = kChanceClasses + kRankClasses;
+  struct Tally {
+    uint32_t named, used;
+    bool open() const { return named >= kLeast && 2 * used >= named; }
+  };
+  struct Candidate {
+    uint32_t expert;
+    uint16_t tally;  // its class
+    bool given;
+  };
+
+  uint32_t after(uint32_t layer) const { return layer + 1 == layers_ ? 0 : layer + 1; }
+  uint16_t* follows(uint32_t layer, uint32_t expert);
+  bool keep_distinct(std::span<const uint32_t> ids, std::vector<uint32_t>& distinct);
+  void judge(uint32_t layer);
+  void learn(uint32_t layer);
+  bool resting(uint32_t layer);
+  size_t give(uint32_t layer, std::span<uint32_t> out);
+
   uint32_t layers_, experts_;
+  std::vector<uint16_t> follows_;   // [layers, experts, experts]: the chance, of 65,536, that the last follows
+  std::vector<Tally> tallies_;      // [layers, kClasses]
+  std::vector<Score> scores_;       // [layers]
+  std::vector<uint32_t> barren_;    // [layers]: passes since a candidate was worth a read
+  std::vector<uint8_t> asked_;      // [experts]: scratch, all 0 between calls
+  std::vector<uint32_t> votes_;     // [experts]: scratch
+  std::vector<uint32_t> now_, before_;  // distinct experts of this pass's layer and of the one before
+  std::vector<Candidate> candidates_;   // for the layer after the one observed last
+  bool connected_ = false;              // whether `before_` and `candidates_` are of the layer just before
+  uint32_t last_ = 0;                   // the layer observed last
 };
 
 }  // namespace lme::stream

@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 
 from mach.io.checkpoint_path import resolve_checkpoint
+from mach_cli.trace_command import main
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
@@ -37,3 +38,12 @@ def plain(sliced: Path) -> Path:
     directory = sliced.parent / "plain"
     write_synthetic_checkpoint(directory, config, seed=3)
     return directory
+
+
+@pytest.fixture(scope="session")
+def recording(sliced: Path) -> Path:
+    """A trace of two answers, recorded with a small bank; nobody writes into it."""
+    path = sliced.parent / "recording.trace"
+    arguments = ["record", str(sliced), "--out", str(path), "--expert-cache-gb", "0.00007"]
+    assert main([*arguments, "--prompt", "def f(x):", "--prompt", "import " * 40, "--max-tokens", "12"]) == 0
+    return path

@@ -15,9 +15,11 @@ from mach.io.sidecar_layout import SidecarLayoutError
 from mach_decode import memory_refusal, store_opening
 from mach_decode.engine import EngineConfig
 from mach_decode.errors import DecodeError, ResidencyError, TokenizerError
+from mach_decode.loaded_model import LoadedModel
 from mach_decode.loader import load, load_moe, load_swapped
 from mach_decode.memory_flags import NO_BUDGETS, MemoryFlags
 from mach_decode.store_opening import choose_residency
+from mach_decode.unswapped_loader import load_unswapped
 from mach_store.bank_cache import BankCache
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.errors import (
@@ -376,3 +378,33 @@ def test_the_residency_of_who_has_no_wish_follows_the_checkpoint_and_the_memory(
 def test_an_engine_config_knows_no_other_fields() -> None:
     with pytest.raises(TypeError):
         EngineConfig(checkpoint="x", expert_cache=1)
+
+
+def test_direct_reads_that_cannot_be_had_are_refused_wherever_they_are_asked_for(
+    sliced, stacked, refused, monkeypatch
+) -> None:
+    monkeypatch.setenv("LME_DIRECT_IO", "1")
+    refused(ResidencyError, "LME_DIRECT_IO=1 needs the aligned records of a sidecar", str(stacked))
+    refused(ResidencyError, "leave it out with --no-streaming", str(stacked), expert_residency="stacked")
+    with pytest.raises(ResidencyError, match="LME_DIRECT_IO=1 goes with --streaming"):
+        load_unswapped(str(stacked))
+
+
+def test_how_experts_are_read_is_chosen_when_nobody_says(sliced, stacked, gigabytes, monkeypatch) -> None:
+    flags = MemoryFlags(expert_cache_gb=gigabytes(sliced, 9))
+
+    def loaded(directory: Path) -> LoadedModel:
+        made = load_swapped(str(directory), expert_residency="streaming", memory=flags)
+        made.store.close()
+        return made
+
+    assert loaded(sliced).direct.code == "page-cache-holds-all"
+    assert loaded(stacked).direct.code == "slices"
+    monkeypatch.setattr(store_opening, "available_memory", lambda: AvailableMemory(0, "MemAvailable"))
+    chosen = loaded(sliced)
+    assert chosen.direct.asked == "auto"
+    assert chosen.direct.code in ("measured", "no-direct-reads")
+    assert chosen.reader is not None
+    assert chosen.reader.direct is chosen.direct.direct
+    monkeypatch.setenv("LME_DIRECT_IO", "0")
+    assert loaded(sliced).direct == (False, "0", "asked", "LME_DIRECT_IO=0", None, None)

@@ -26,6 +26,7 @@ from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
 from mach_server.limits import Limits
 from mach_server.listening_socket import tcp_socket
+from mach_server.trace_recording import TraceRecording
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 
 LIVENESS_SECONDS = 60.0
@@ -50,8 +51,9 @@ class RunningServer:
         limits: Limits,
         engine_class: type[Engine],
         access: Access | None = None,
+        recording: TraceRecording | None = None,
     ) -> None:
-        self.service = InferenceService(config, limits, engine_class=engine_class)
+        self.service = InferenceService(config, limits, recording=recording, engine_class=engine_class)
         self._listening = tcp_socket("127.0.0.1", 0, limits)
         self._http = HttpServer(self.service, self._listening, access)
         self._stopped = False
@@ -191,9 +193,10 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
         limits: Limits | None = None,
         engine: type[Engine] = Engine,
         access: Access | None = None,
+        recording: TraceRecording | None = None,
     ) -> RunningServer:
         config = EngineConfig(checkpoint=checkpoint, expert_residency=residency, expert_cache_gb=gb)
-        running.append(RunningServer(config, limits or Limits(), engine, access))
+        running.append(RunningServer(config, limits or Limits(), engine, access, recording))
         return running[-1]
 
     yield start

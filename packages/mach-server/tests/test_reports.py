@@ -69,7 +69,10 @@ def test_cache_stats_hold_the_store_s_own_summary(either) -> None:
     assert report["streaming_summary"]["bank_bytes"] == facts.bank_bytes
     assert report["streaming_summary"]["hits"] > 0
     assert report["stale_generation_in_flight"] is False
-    assert report["direct_pread"] == {"active": facts.reader == "native", "mode": facts.reader}
+    pread = report["direct_pread"]
+    assert (pread["active"], pread["mode"]) == (facts.reader == "native", facts.reader)
+    assert (pread["direct_io"], pread["asked"]) == (False, "auto")
+    assert pread["reason"]
     kernels = report["cpu_kernels"]
     assert kernels["stock"] == {}
     assert (kernels["name"] == "mlx") == ("reason" in kernels) == (facts.residency == "unswapped")

@@ -45,6 +45,8 @@ def test_every_limit_has_its_flag() -> None:
         ("--request-timeout", ["0", "-1", "nan", "inf", "1e9", "soon"]),
         ("--grace-seconds", ["-0.1", "nan", "inf", ""]),
         ("--log-format", ["xml", ""]),
+        ("--record-trace", ["", "a\0b"]),
+        ("--record-trace-mb", ["0", "-1", "nan", "much", "1e9"]),
         ("--api-key", ["", "two words", "ü"]),
         ("--cors-origin", ["", "example.org", "https://a/"]),
         ("--allowed-host", ["", "http://a", "a:1"]),
@@ -92,3 +94,24 @@ def test_no_value_of_a_number_is_a_crash(flag: str, value: str) -> None:
         parse([*USUAL, f"{flag}={value}"])
     except SystemExit as end:
         assert end.code == 2
+
+
+def test_a_recording_has_a_file_and_a_limit() -> None:
+    assert parse(USUAL).record_trace is None
+    options = parse([*USUAL, "--record-trace", "x.trace"])
+    assert (options.record_trace, options.record_trace_bytes) == ("x.trace", 256_000_000)
+    assert parse([*USUAL, "--record-trace", "x", "--record-trace-mb", "1.5"]).record_trace_bytes == 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([*USUAL, "--record-trace-mb", "5"], "give --record-trace too"),
+        (["mach-pico", "--backend", "openai", "--record-trace", "x"], "nobody sees the routes"),
+    ],
+)
+def test_a_recording_of_nothing_is_refused(arguments, why, capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    assert end.value.code == 2
+    assert why in capsys.readouterr().err

@@ -19,7 +19,19 @@ DOCUMENTED = {
         "fallback_policy",
     },
     "startup": {"decode_path", "adaptive_block_policy"},
-    "startup memory": {"expert_bank_bytes", "scratch_bytes", "other_weight_bytes", "total_bytes"},
+    "startup memory": {
+        "expert_bank_bytes",
+        "scratch_bytes",
+        "other_weight_bytes",
+        "total_bytes",
+        "kv_budget_bytes",
+        "kv_tokens",
+        "reserve_bytes",
+        "planned_bytes",
+        "limit_bytes",
+        "limit_source",
+        "wired_bytes",
+    },
 }
 
 
@@ -53,7 +65,16 @@ def test_streaming_lines_say_what_is_so(server) -> None:
     assert pread["fallback_policy"] == "fail-fast"
     assert lines["startup"] == {"decode_path": "target-only", "adaptive_block_policy": "none"}
     summary = server.client.get("/cache/stats").json()["streaming_summary"]
-    assert int(lines["startup memory"]["expert_bank_bytes"]) == summary["bank_bytes"]
+    memory = lines["startup memory"]
+    assert int(memory["expert_bank_bytes"]) == summary["bank_bytes"]
+    planned = ("total_bytes", "kv_budget_bytes", "reserve_bytes")
+    assert (
+        int(memory["planned_bytes"]) == sum(int(memory[key]) for key in planned) <= int(memory["limit_bytes"])
+    )
+    assert int(memory["kv_tokens"]) == loaded.context_length
+    reads = lines["production optimizations"]
+    assert (reads["direct_io"], reads["direct_io_asked"]) == ("0", "auto")
+    assert reads["direct_io_reason"] in ("page-cache-holds-all", "whole-bank", "python-reader")
 
 
 def test_stacked_lines_say_what_is_so(start_server, stacked: Path) -> None:

@@ -64,6 +64,14 @@ def test_a_bad_value_is_an_error_that_names_the_variable(variable, value) -> Non
     assert "must be" in str(caught.value)
 
 
+def test_direct_reads_are_asked_for_refused_or_left_to_be_chosen() -> None:
+    for value, meaning in (("0", False), ("1", True), ("auto", None)):
+        assert StoreSettings.from_environment({"LME_DIRECT_IO": value}).direct_io is meaning
+    assert StoreSettings.from_environment({}).direct_io is None
+    with pytest.raises(SettingError, match="LME_DIRECT_IO='yes': must be 0, 1 or auto"):
+        StoreSettings.from_environment({"LME_DIRECT_IO": "yes"})
+
+
 def test_a_bad_policy_is_told_the_choices() -> None:
     with pytest.raises(SettingError, match="must be lru or lfu or lookahead"):
         StoreSettings.from_environment({"LME_BANK_EVICTION_POLICY": "LRU"})

@@ -58,6 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     residency = engine.store.residency
     try:
+        engine.watch_memory()
         if options.chat:
             prompt = engine.render_chat([{"role": "user", "content": options.prompt}])
         else:

@@ -89,8 +89,13 @@ def record(options: argparse.Namespace) -> int:
         recorder = record_routes(engine, options.out, "mach trace record", max_bytes=max_bytes)
         try:
             _answer(engine, requests, recorder)
+        except BaseException:
+            if recorder.answers == 0:
+                recorder.discard()
+            raise
         finally:
-            recorder.finish()
+            if recorder.answers:
+                recorder.finish()
         print(_summary(engine, recorder, as_json=options.json))
     finally:
         engine.close()

@@ -13,6 +13,7 @@ from mach.io.arch_adapter import MoeArchAdapter
 from mach.preflight.memory_plan import MemoryPlan
 from mach_decode.kv_cache import KVCacheFactory
 from mach_store.bank_cache import BankCache
+from mach_store.direct_choice import DirectChoice
 from mach_store.resident_cache import ResidentStackedExpertCache
 from mach_store.scatter_reader import ScatterReader
 from mach_store.settings import StoreSettings
@@ -39,6 +40,7 @@ class LoadedModel:
         plan: how the memory is divided, which says what prompt and answer may hold.
         kv_bytes: tokens → keys and values of a context of so many, at most; None where that is not known.
         wired_bytes: Metal's wired limit; None where there is no Metal.
+        direct: whether experts are read past the page cache, and why.
     """
 
     directory: Path
@@ -58,6 +60,7 @@ class LoadedModel:
     plan: MemoryPlan
     kv_bytes: Callable[[int], int] | None
     wired_bytes: int | None
+    direct: DirectChoice
 
 
 def display_name(checkpoint: str, directory: Path) -> str:

@@ -113,7 +113,7 @@ def load_swapped(
     vocabulary_size = anywhere.integer("vocab_size", low=1, high=1 << 24)
     tokenizer = load_checkpoint_tokenizer(directory)
     wired = wire(memory.wired_gb)
-    store, reader, plan = open_store(inspection, settings, residency, memory, for_experts, listener)
+    store, reader, plan, direct = open_store(inspection, settings, residency, memory, for_experts, listener)
 
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:
@@ -152,5 +152,6 @@ def load_swapped(
         plan=plan,
         kv_bytes=kv_bytes,
         wired_bytes=wired,
+        direct=direct,
         vocabulary_size=vocabulary_size,
     )

@@ -29,6 +29,7 @@ from mach_store.bank_cache import BankCache
 from mach_store.bank_form import BankForm, StoredForm, kernels_take_schema
 from mach_store.bf16_form import Bf16Form
 from mach_store.cpu_kernels import CpuKernels
+from mach_store.direct_choice import NOTHING_STREAMED, DirectChoice, asked_choice, choose_direct
 from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
 from mach_store.load_progress import LoadListener, unheard
@@ -90,6 +91,7 @@ class OpenedStore(NamedTuple):
     store: SwappedStore
     reader: ScatterReader | None
     plan: MemoryPlan
+    direct: DirectChoice
 
 
 def open_store(
@@ -132,6 +134,11 @@ def open_store(
             _require(expert_residency, inspection)
         needs = _streaming_needs(inspection, expert_residency, source, form)
         plan = admitted_plan(inspection.directory, needs, budgets)
+        direct = _choose_direct(source, reader, form, settings, plan)
+        if direct.direct != reader.direct:
+            assert isinstance(source, SidecarSource), "only a sidecar's records are read past the page cache"
+            buffered, source, reader = source, source.direct_twin(), reader.with_direct(True)
+            buffered.close()
         cache = BankCache(
             source,
             reader,
@@ -146,7 +153,16 @@ def open_store(
     except BaseException:
         source.close()
         raise
-    return OpenedStore(cache, reader, plan)
+    return OpenedStore(cache, reader, plan, direct)
+
+
+def _choose_direct(
+    source: ExpertSource, reader: ScatterReader, form: BankForm, settings: StoreSettings, plan: MemoryPlan
+) -> DirectChoice:
+    if settings.direct_io is not None:
+        return asked_choice(settings.direct_io)
+    left = available_memory().nbytes - plan.needed
+    return choose_direct(source, reader, form, bank_bytes=plan.bank, left_bytes=left)
 
 
 def _open_resident(
@@ -161,9 +177,11 @@ def _open_resident(
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming")
     if settings.decode_residency:
         raise ResidencyError("LME_DECODE_RESIDENCY needs --streaming: leave it out with --no-streaming")
+    if settings.direct_io:
+        raise ResidencyError("LME_DIRECT_IO=1 needs --streaming: leave it out with --no-streaming")
     plan = admitted_plan(inspection.directory, resident_needs(inspection, kernels), budgets)
     store = ResidentStackedExpertCache(inspection, compute_dtype(), kernels, listener)
-    return OpenedStore(store, None, plan)
+    return OpenedStore(store, None, plan, NOTHING_STREAMED)
 
 
 def resident_needs(inspection: CheckpointInspection, kernels: CpuKernels) -> MemoryNeeds:

@@ -22,6 +22,7 @@ class TraceRecorder:
     Attributes:
         state: `recording`; `finished` by `finish`; `limit` and `error` by themselves.
         reason: why it ended by itself, for people.
+        answers: that began.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class TraceRecorder:
         self._observers, self._writer, self._told = observers, writer, told
         self._layers = {layer: at for at, layer in enumerate(writer.header.layers)}
         self._prefill, self._pass = True, list[Ids]()
-        self._answers = self._passes = 0
+        self.answers = self._passes = 0
         self._answering = False
         observers.add(self)
 
     def answer_began(self, prompt_tokens: int) -> None:
         """See `RouteObserver`."""
         self._answering = True
-        self._answers += 1
+        self.answers += 1
         self._add(AnswerBegan(prompt_tokens))
 
     def routed(self, passes: Sequence[RoutedPass], *, prefill: bool) -> None:
@@ -93,6 +94,14 @@ class TraceRecorder:
             self.state, self.reason = "error", str(error)
             self._writer.abandon()
             raise
+        if self._writer.full:
+            self.state, self.reason = "limit", self._full()
+
+    def discard(self) -> None:
+        """End the recording and delete it, between two answers: nothing was answered."""
+        assert self.state == "recording" and not self.answers, "a recording with answers is kept"
+        self._observers.remove(self)
+        self._writer.discard()
 
     def as_dict(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports."""
@@ -103,9 +112,12 @@ class TraceRecorder:
             "file": writer.path if writer.finished else writer.partial,
             "bytes": writer.nbytes,
             "limit_bytes": writer.max_bytes,
-            "answers": self._answers,
+            "answers": self.answers,
             "passes": self._passes,
         }
+
+    def _full(self) -> str:
+        return f"the trace has its {self._writer.max_bytes} bytes"
 
     def _end_pass(self) -> None:
         if self._pass:
@@ -119,7 +131,7 @@ class TraceRecorder:
         try:
             self._writer.add(event)
             if self._writer.full:
-                self._end("limit", f"the trace has its {self._writer.max_bytes} bytes", writable=True)
+                self._end("limit", self._full(), writable=True)
         except TraceWriteError as error:
             self._end("error", str(error), writable=False)
 

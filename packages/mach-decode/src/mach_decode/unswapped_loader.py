@@ -37,6 +37,7 @@ from mach_decode.memory_refusal import admitted_plan
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
 from mach_decode.wired_memory import wire
 from mach_store.cpu_kernels import stock_kernels
+from mach_store.direct_choice import NOTHING_STREAMED
 from mach_store.load_progress import LoadListener, evaluate_weights, unheard
 from mach_store.model_builder import compute_dtype
 from mach_store.settings import StoreSettings
@@ -77,6 +78,8 @@ def load_unswapped(
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 goes with --streaming, not with --backend openai")
     if settings.decode_residency:
         raise ResidencyError("LME_DECODE_RESIDENCY goes with --streaming, not with --backend openai")
+    if settings.direct_io:
+        raise ResidencyError("LME_DIRECT_IO=1 goes with --streaming, not with --backend openai")
     directory = obtain_checkpoint(checkpoint)
     config = read_config(directory)
     adapter = REGISTRY.get(config.text("model_type"))
@@ -122,6 +125,7 @@ def load_unswapped(
         plan=plan,
         kv_bytes=kv_bytes,
         wired_bytes=wired,
+        direct=NOTHING_STREAMED,
     )
 
 

@@ -15,6 +15,7 @@ from mach_server.limits import Limits
 from mach_server.preparation import Preparation
 from mach_server.serving_facts import ServingFacts, facts_of
 from mach_server.token_channel import TokenChannel
+from mach_server.trace_recording import TraceRecording
 
 ServiceState = Literal["loading", "ok", "draining", "engine_dead"]
 
@@ -26,6 +27,7 @@ class InferenceService:
         facts: what was loaded.
         preparation: what is done for requests before the engine sees them.
         limits: the bounds it works under.
+        recording: of routes, or None.
         thread: the generation thread.
         admitted: requests whose answers are not finished, waiting or running.
         rejected: requests that were answered with an error before they reached the queue.
@@ -42,13 +44,23 @@ class InferenceService:
         limits: Limits,
         *,
         target_only: bool = False,
+        recording: TraceRecording | None = None,
         engine_class: type[Engine] = Engine,
     ) -> None:
-        """Describe it; `start` loads it. Args: engine_class: what loads `config`; tests give others."""
+        """Describe it; `start` loads it.
+
+        Args:
+            config: what to load.
+            limits: the bounds to work under.
+            target_only: whether `--target-only` was given.
+            recording: of the routes of every answer, if they are recorded.
+            engine_class: what loads `config`; tests give others.
+        """
         self.limits = limits
         self.admitted = self.rejected = 0
         self.loaded = self.draining = False
         self._config, self._target_only, self._engine_class = config, target_only, engine_class
+        self.recording = recording
         self._open_jobs: set[Job] = set()
         self.thread = GenerationThread(self._load)
 
@@ -79,12 +91,21 @@ class InferenceService:
         """Free the engine; False when its thread would not end in time."""
         if self.loaded:
             self.preparation.close()
-        return self.thread.close(self.limits.shutdown_seconds)
+        ended = self.thread.close(self.limits.shutdown_seconds)
+        if ended and self.recording is not None:
+            self.recording.finish()
+        return ended
 
     def _load(self) -> Engine:
         engine = self._engine_class.load(self._config)
         self.facts = facts_of(engine, self._config.checkpoint, target_only=self._target_only)
         self.preparation = Preparation(engine, self.limits)
+        if self.recording is not None:
+            try:
+                self.recording.begin(engine)
+            except BaseException:
+                engine.close()
+                raise
         return engine
 
     @contextmanager

@@ -27,7 +27,7 @@ def model(facts: ServingFacts, created: int) -> dict[str, Any]:
         "object": "model",
         "created": created,
         "owned_by": "mach",
-        "max_model_len": facts.context_length,
+        "max_model_len": facts.kv_tokens,
     }
 
 
@@ -73,7 +73,18 @@ def stats(service: InferenceService) -> dict[str, Any]:
         "decode_tokens_per_second": counts.decode_tokens_per_second,
         "last_request": counts.last,
         "bank_forecast": _forecast_line(thread.snapshot.forecast),
-        "memory": {**thread.snapshot.memory, "peak_rss_bytes": peak_rss_bytes()},
+        "memory": {
+            **thread.snapshot.memory,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "kv_budget_bytes": facts.kv_budget_bytes,
+            "kv_tokens": facts.kv_tokens,
+            "limit_bytes": facts.limit_bytes,
+            "limit_source": facts.limit_source,
+            "wired_bytes": facts.wired_bytes,
+            "bank_bytes": thread.snapshot.store["bank_bytes"],
+            "bank_declared_bytes": facts.bank_bytes,
+            "pressure": thread.memory_state().as_dict(),
+        },
     }
 
 
@@ -86,8 +97,13 @@ def cache_stats(service: InferenceService) -> dict[str, Any]:
         "miss_ratio_curve": snapshot.forecast,
         "stale_generation_in_flight": thread.running is not None,
         "age_seconds": time.monotonic() - snapshot.taken,
-        "direct_pread": {"active": facts.reader == "native", "mode": facts.reader},
+        "direct_pread": {
+            "active": facts.reader == "native",
+            "mode": facts.reader,
+            **facts.direct.as_dict(),
+        },
         "cpu_kernels": facts.cpu_kernels,
+        "trace_recording": None if service.recording is None else service.recording.as_dict(),
     }
 
 

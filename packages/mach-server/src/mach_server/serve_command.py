@@ -22,9 +22,10 @@ from mach_server.api_key import VARIABLE
 from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
 from mach_server.listening_socket import tcp_socket, unix_socket
-from mach_server.log_output import logging_to
+from mach_server.log_output import MEMORY, logging_to
 from mach_server.serve_options import ServeOptions, parse
 from mach_server.startup_lines import startup_lines
+from mach_server.trace_recording import TraceRecording
 
 log = logging.getLogger("mach.server")
 
@@ -50,9 +51,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(options: ServeOptions) -> bool:
     """Serve until a signal; whether the engine's thread has ended."""
+    recording = None
+    if options.record_trace is not None:
+        recording = TraceRecording(options.record_trace, options.record_trace_bytes)
     bar = ProgressBar(quiet=options.quiet or options.log_format == "json")
     engine = replace(options.engine, listener=bar.update)
-    service = InferenceService(engine, options.limits, target_only=options.target_only)
+    service = InferenceService(engine, options.limits, target_only=options.target_only, recording=recording)
     # The address before the weights: a port in use should not cost a long load.
     if options.uds is None:
         listening = tcp_socket(options.host, options.port, options.limits)
@@ -98,6 +102,8 @@ async def _serve(server: HttpServer, service: InferenceService, url: str, bar: P
         facts = service.facts
         if facts.reader == "diagnostic-python":
             log.warning("experts are read by the slow diagnostic Python reader (%s)", facts.reader_reason)
+        if facts.streaming:
+            logging.getLogger(MEMORY).info("experts are read %s: %s", facts.direct.way, facts.direct.reason)
         # Until here a signal ends the process at once: nothing is to be drained, and no load can be stopped.
         for number in signals:
             loop.add_signal_handler(number, drain)

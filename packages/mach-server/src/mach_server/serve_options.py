@@ -14,6 +14,7 @@ from mach_server.api_key import VARIABLE, checked_key, key_from_environment
 from mach_server.limits import Limits
 from mach_server.log_output import LogFormat
 from mach_server.origin_guard import checked_host, checked_origin
+from mach_server.trace_recording import DEFAULT_MEGABYTES
 
 BACKENDS = ("production", "dflash", "openai")
 DEFAULT_HOST = "127.0.0.1"
@@ -38,6 +39,8 @@ class ServeOptions:
         limits: bounds.
         log_format: `text` or `json`.
         quiet: whether no progress bar is drawn while loading.
+        record_trace: file or directory for a trace of all routes, or None.
+        record_trace_bytes: at most so large.
     """
 
     engine: EngineConfig
@@ -51,6 +54,8 @@ class ServeOptions:
     limits: Limits
     log_format: LogFormat
     quiet: bool
+    record_trace: str | None
+    record_trace_bytes: int
 
     def access(self, *, loopback: bool, is_unix: bool) -> Access:
         """The rules for an address. Args: loopback: only this machine reaches it; is_unix: what it is."""
@@ -95,6 +100,10 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
         parser.error(f"{streams[0]} needs --streaming: with --no-streaming every expert stays in memory")
     if options.uds is not None and (options.host is not None or options.port is not None):
         parser.error("--uds listens on no TCP address: leave out --host and --port")
+    if options.record_trace is None and options.record_trace_mb is not None:
+        parser.error("--record-trace-mb bounds a recording: give --record-trace too")
+    if options.record_trace is not None and options.backend == "openai":
+        parser.error("--record-trace needs mach's own engine: with --backend openai nobody sees the routes")
     limits = Limits(
         body_bytes=options.max_body_bytes,
         discarded_bytes=max(_LIMITS.discarded_bytes, options.max_body_bytes),
@@ -123,6 +132,8 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
         limits=limits,
         log_format=options.log_format,
         quiet=options.quiet,
+        record_trace=options.record_trace,
+        record_trace_bytes=int(1e6 * (options.record_trace_mb or DEFAULT_MEGABYTES)),
     )
 
 
@@ -136,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_budget_flags(parser.add_argument_group("memory"))
     _add_address_flags(parser.add_argument_group("address and access"))
     _add_limit_flags(parser.add_argument_group("limits"))
+    _add_trace_flags(parser.add_argument_group("recording"))
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
@@ -259,6 +271,22 @@ def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_trace_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--record-trace",
+        type=_path,
+        metavar="FILE",
+        help="record which experts each token is routed to, for mach trace replay; a directory gets a file "
+        "with the time in its name",
+    )
+    group.add_argument(
+        "--record-trace-mb",
+        type=_megabytes,
+        metavar="MB",
+        help=f"end the recording when the file has so many 10⁶ bytes (default: {DEFAULT_MEGABYTES})",
+    )
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
@@ -279,6 +307,16 @@ def _seconds(low: float, high: float = 7 * 86400.0) -> Callable[[str], float]:
         return value
 
     return read
+
+
+def _megabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.001 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megabytes from 0.001 to 1000000")
+    return value
 
 
 def _checked(check: Callable[[str], str]) -> Callable[[str], str]:

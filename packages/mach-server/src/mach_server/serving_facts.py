@@ -18,9 +18,11 @@ from mlx.utils import tree_flatten
 from mach.errors import CheckpointError
 from mach.io.arch_registry import arch_summary
 from mach.io.sidecar_layout import check_files, read_layout
+from mach.preflight.memory_plan import RESERVE
 from mach_decode.engine import UNSWAPPED, Engine
 from mach_store.bank_cache import BankCache
 from mach_store.checkpoint_fingerprint import checkpoint_fingerprint
+from mach_store.direct_choice import DirectChoice
 from mach_store.scatter_reader import NATIVE_MODULE
 
 DECODE_PATH = "target-only"
@@ -49,12 +51,19 @@ class ServingFacts:
         reader_reason: why the reader is not the native one; empty when it is, or when there is none.
         native_extension: whether `lme_mlx_pread_ext` can be imported.
         fallback_policy: `LME_FALLBACK_POLICY`.
+        direct: whether experts are read past the page cache, and why.
         sidecar_present: whether the checkpoint has an expert sidecar.
         sidecar_valid: whether its layout.json is well-formed and its files have the sizes it declares;
             records are checked against their checksums when they are read.
         transient_prefill: whether prompts go through the scratch arena where the bank is not whole.
         resident_metal: whether every expert stays in Metal memory.
-        context_length: tokens that prompt and answer may have together.
+        context_length: tokens that the model takes, prompt and answer together.
+        kv_tokens: tokens whose keys and values there is memory for; a request may have as many.
+        kv_budget_bytes: that memory; 0 where the size of keys and values is not known.
+        reserve_bytes: memory planned for everything that is no weight and no cache.
+        limit_bytes: what everything may take together; None where that is not known.
+        limit_source: where that comes from: `memory-gb`, or what the machine says.
+        wired_bytes: Metal's wired limit; None where there is no Metal.
         eviction_policy: which expert leaves a full bank; `none` when nothing is streamed.
         bank_bytes: memory allocated for experts.
         scratch_bytes: memory of the scratch arena, once a prompt has used it.
@@ -74,7 +83,7 @@ class ServingFacts:
     reader_reason: str
     native_extension: bool
     fallback_policy: str
-    direct_io: bool
+    direct: DirectChoice
     verify_reads: bool
     read_threads: int
     sidecar_present: bool
@@ -82,6 +91,12 @@ class ServingFacts:
     transient_prefill: bool
     resident_metal: bool
     context_length: int
+    kv_tokens: int
+    kv_budget_bytes: int
+    reserve_bytes: int
+    limit_bytes: int | None
+    limit_source: str
+    wired_bytes: int | None
     eviction_policy: str
     bank_bytes: int
     scratch_bytes: int
@@ -131,7 +146,7 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         reader_reason="" if reader is None else reader.reason,
         native_extension=_native_extension() if reader is None else reader.native,
         fallback_policy=loaded.settings.fallback_policy,
-        direct_io=reader is not None and reader.direct,
+        direct=loaded.direct,
         verify_reads=loaded.settings.verify_reads,
         read_threads=0 if reader is None else reader.threads,
         sidecar_present=sidecar is not None,
@@ -139,6 +154,12 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         transient_prefill=streaming and loaded.dispatch == "gather",
         resident_metal=store.residency == "stacked" and _on_metal(),
         context_length=engine.context_length,
+        kv_tokens=engine.kv_budget.tokens,
+        kv_budget_bytes=engine.kv_budget.nbytes,
+        reserve_bytes=loaded.plan.parts[RESERVE],
+        limit_bytes=loaded.plan.limit,
+        limit_source=loaded.plan.limit_source.removeprefix("--").replace(" ", "-"),
+        wired_bytes=loaded.wired_bytes,
         eviction_policy=store.policy if isinstance(store, BankCache) else "none",
         bank_bytes=store.nbytes,
         scratch_bytes=store.scratch_bytes

@@ -13,7 +13,11 @@ def startup_lines(facts: ServingFacts) -> list[str]:
         f"startup decode_path={DECODE_PATH} adaptive_block_policy={ADAPTIVE_BLOCK_POLICY}",
         f"startup memory expert_bank_bytes={facts.bank_bytes} scratch_bytes={facts.scratch_bytes} "
         f"other_weight_bytes={facts.other_weight_bytes} total_bytes={total} "
-        f"context_length={facts.context_length}",
+        f"context_length={facts.context_length} kv_budget_bytes={facts.kv_budget_bytes} "
+        f"kv_tokens={facts.kv_tokens} reserve_bytes={facts.reserve_bytes} "
+        f"planned_bytes={total + facts.kv_budget_bytes + facts.reserve_bytes} "
+        f"limit_bytes={_or_none(facts.limit_bytes)} limit_source={facts.limit_source} "
+        f"wired_bytes={_or_none(facts.wired_bytes)}",
     ]
     if facts.backend == "openai":
         # No expert store, so no line about its reads.
@@ -24,7 +28,8 @@ def startup_lines(facts: ServingFacts) -> list[str]:
         f"startup mode profile=production production_streaming_mode={facts.serving_mode} "
         f"transient_prefill={int(facts.transient_prefill)} expert_residency={facts.residency} "
         f"dispatch={facts.dispatch} eviction_policy={facts.eviction_policy} arch={arch}",
-        f"production optimizations direct_pread={native} direct_io={int(facts.direct_io)} "
+        f"production optimizations direct_pread={native} direct_io={int(facts.direct.direct)} "
+        f"direct_io_asked={facts.direct.asked} direct_io_reason={facts.direct.code} "
         f"read_threads={facts.read_threads} verify_reads={int(facts.verified)} "
         f"native_prefill_fused=0 async_prefetch=0 resident_metal={int(facts.resident_metal)}",
         f"startup direct-pread expected={int(facts.streaming)} sidecar_present={int(facts.sidecar_present)} "
@@ -33,3 +38,7 @@ def startup_lines(facts: ServingFacts) -> list[str]:
         f"fallback_policy={facts.fallback_policy}",
         *last,
     ]
+
+
+def _or_none(value: int | None) -> str:
+    return "none" if value is None else str(value)

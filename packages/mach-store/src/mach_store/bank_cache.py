@@ -125,6 +125,7 @@ class BankCache:
         self.policy = policy
         self.resize_refusal = page_return.refusal()
         self.given_up = 0
+        self._resized = False
 
     @property
     def nbytes(self) -> int:
@@ -141,6 +142,16 @@ class BankCache:
         """Bytes the scratch arena takes, from its first use on; 0 when the bank is whole and needs none."""
         used = self._pools if not self.whole else [pool for pool in self._pools if pool.narrow]
         return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in used)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes the scratch arena takes where it is needed."""
+        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
+
+    @property
+    def unfilled_bytes(self) -> int:
+        """Bytes of empty slots that may not be in memory, because the bank has been smaller; else 0."""
+        return sum(pool.free * pool.slot_bytes for pool in self._pools) if self._resized else 0
 
     @property
     def slots(self) -> int:
@@ -292,6 +303,7 @@ class BankCache:
         """
         if self.resize_refusal is not None:
             raise BankResizeError(f"the expert cache keeps its size: {self.resize_refusal}")
+        self._resized = True
         self.release()
         mx.synchronize()  # a pass queued ahead reads slots that are about to go
         budget_bytes = max(self.least_bytes, min(budget_bytes, self.declared_bytes))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -52,6 +52,10 @@ class ScatterReader:
     _read_error: type[Exception]
     _checksum_error: type[Exception]
 
+    def with_direct(self, direct: bool) -> ScatterReader:
+        """The same reader for descriptors that were opened so."""
+        return self if direct == self.direct else replace(self, direct=direct)
+
     def plan(self, arrays: Sequence[mx.array], nbytes: Sequence[int], widen: Sequence[bool]) -> ScatterPlan:
         """A plan that reads records into the slots of `arrays` (evaluated, row-contiguous)."""
         plan: ScatterPlan = self._plan(arrays, nbytes, widen)
@@ -70,7 +74,8 @@ class ScatterReader:
 
         Raises:
             SidecarCorruptionError: a checksum differs.
-            ExpertReadError: the system refused a read, or the file ended.
+            ExpertReadError: the system refused a read, the file ended, or it has no checksums and was written
+                to since it was opened.
         """
         where = source.locate(layer, experts)
         began = time.perf_counter()
@@ -101,6 +106,15 @@ class ScatterReader:
             seconds = time.perf_counter() - began
             counters.read_seconds += seconds
             counters.wait_seconds += seconds
+        changed = source.changed(where.fds) if where.crcs is None else None
+        if changed is not None:
+            raise ExpertReadError(
+                f"{changed}: layer {layer}, expert {experts[0]}: cannot be read: the file was written to "
+                "after it was opened, and has no checksums; load the checkpoint again",
+                path=changed,
+                layer=layer,
+                expert=experts[0],
+            )
 
 
 def open_reader(settings: StoreSettings) -> ScatterReader:
@@ -126,7 +140,7 @@ def open_reader(settings: StoreSettings) -> ScatterReader:
         native=True,
         reason="",
         threads=settings.read_threads,
-        direct=settings.direct_io,
+        direct=settings.direct_io is True,
         _plan=native.ScatterPlan,
         _read_error=native.ReadError,
         _checksum_error=native.ChecksumError,

@@ -23,7 +23,9 @@ class StoreSettings:
         use_gather_dispatch: `LME_USE_GATHER_DISPATCH`; False selects the slot-by-slot reference.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
-        direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE).
+        direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
+            `direct_choice` to say.
+        memory_pressure: `LME_MEMORY_PRESSURE`; the bank shrinks when the machine's memory runs short.
         verify_reads: `LME_VERIFY_READS`; check every record's checksum as it is read.
         transient_min_tokens: `LME_TRANSIENT_MIN_TOKENS`; from this many tokens on, a forward pass goes
             expert by expert through the scratch arena and leaves the bank's contents alone.
@@ -41,7 +43,8 @@ class StoreSettings:
     use_gather_dispatch: bool = True
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
-    direct_io: bool = False
+    direct_io: bool | None = None
+    memory_pressure: bool = True
     verify_reads: bool = True
     transient_min_tokens: int = 32
     scratch_experts: int = SCRATCH_EXPERTS
@@ -66,7 +69,8 @@ class StoreSettings:
                 environment, "LME_FALLBACK_POLICY", default.fallback_policy, FALLBACK_POLICIES
             ),
             read_threads=_integer(environment, "LME_READ_THREADS", default.read_threads, 1, 64),
-            direct_io=_flag(environment, "LME_DIRECT_IO", default.direct_io),
+            direct_io=_auto_flag(environment, "LME_DIRECT_IO"),
+            memory_pressure=_flag(environment, "LME_MEMORY_PRESSURE", default.memory_pressure),
             verify_reads=_flag(environment, "LME_VERIFY_READS", default.verify_reads),
             transient_min_tokens=_integer(
                 environment, "LME_TRANSIENT_MIN_TOKENS", default.transient_min_tokens, 2, 1 << 20
@@ -109,6 +113,13 @@ def _flag(environment: Mapping[str, str], name: str, default: bool) -> bool:
     if value not in ("0", "1"):
         raise SettingError(name, value, "0 or 1")
     return value == "1"
+
+
+def _auto_flag(environment: Mapping[str, str], name: str) -> bool | None:
+    value = environment.get(name, "auto")
+    if value not in ("0", "1", "auto"):
+        raise SettingError(name, value, "0, 1 or auto")
+    return None if value == "auto" else value == "1"
 
 
 def _integer(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:

@@ -9,10 +9,15 @@ from collections.abc import Sequence
 
 from mach.io.sidecar_layout import RecordSchema, SidecarLayout, SidecarLayoutError, check_files, read_layout
 from mach_store.expert_source import Location
+from mach_store.file_marks import FileMarks
 
 
 class SidecarSource:
-    """The experts of an `expert_sidecar/` directory, one contiguous record each."""
+    """The experts of an `expert_sidecar/` directory, one contiguous record each.
+
+    Attributes:
+        verifies: whether checksums are handed out.
+    """
 
     def __init__(self, directory: str, *, direct: bool = False, verify: bool = True) -> None:
         """Open every declared layer file.
@@ -39,11 +44,11 @@ class SidecarSource:
         self.num_experts = counts.pop()
         self.schemas: dict[int, RecordSchema] = {layer.index: layer.schema for layer in self.layout.layers}
         self._layers = {layer.index: layer for layer in self.layout.layers}
-        self._verify = verify
+        self.verifies = verify
         self._fds: dict[int, int] = {}
+        self._marks = FileMarks()
         try:
-            for layer in self.layout.layers:
-                self._fds[layer.index] = _open(os.path.join(directory, layer.file), direct)
+            self._open_files(direct)
         except OSError as error:
             self.close()
             hint = ": this file system has no direct reads, unset LME_DIRECT_IO" if direct else ""
@@ -51,18 +56,41 @@ class SidecarSource:
                 f"{error.filename}: cannot be opened ({error.strerror}){hint}", path=str(error.filename)
             ) from error
 
+    def _open_files(self, direct: bool) -> None:
+        for layer in self.layout.layers:
+            path = os.path.join(self.directory, layer.file)
+            self._fds[layer.index] = _open(path, direct)
+            self._marks.remember(self._fds[layer.index], path)
+
     def locate(self, layer: int, experts: Sequence[int]) -> Location:
         """See `ExpertSource`."""
         record, fd = self._layers[layer], self._fds[layer]
         return Location(
             fds=[fd] * len(experts),
             offsets=[expert * record.stride for expert in experts],
-            crcs=[record.checksums[expert] for expert in experts] if self._verify else None,
+            crcs=[record.checksums[expert] for expert in experts] if self.verifies else None,
         )
 
     def path_of(self, layer: int, segment: int, expert: int) -> str:
         """See `ExpertSource`."""
         return os.path.join(self.directory, self._layers[layer].file)
+
+    def changed(self, fds: Sequence[int]) -> str | None:
+        """See `ExpertSource`."""
+        return self._marks.changed(fds)
+
+    def direct_twin(self) -> SidecarSource:
+        """The same sidecar, read past the page cache.
+
+        Raises:
+            OSError: the file system has no direct reads.
+        """
+        try:
+            return SidecarSource(self.directory, direct=True, verify=self.verifies)
+        except SidecarLayoutError as error:
+            if isinstance(error.__cause__, OSError):
+                raise error.__cause__ from error
+            raise
 
     def close(self) -> None:
         """See `ExpertSource`."""

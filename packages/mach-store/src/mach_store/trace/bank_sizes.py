@@ -41,12 +41,14 @@ def pool_slots(header: TraceHeader, size: float | int) -> tuple[int, ...]:
     budget, experts = _budget(header), all_experts(header)
     if isinstance(size, float):
         wanted, told = size * experts, f"{size:g} of the experts"
-        budget_bytes = round(size * budget.total_bytes)
     else:
         wanted, told = size, f"{size} slots"
-        budget_bytes = -(-size * budget.total_bytes // experts)
     if not wanted <= experts:
         raise BankSizeError(f"a bank of {told} is larger than all {experts} experts: 1.0 is the whole")
+    if isinstance(size, float):
+        budget_bytes = round(size * budget.total_bytes)
+    else:
+        budget_bytes = -(-size * budget.total_bytes // experts)
     if budget_bytes < budget.least_bytes:
         least = header.top_k * len(header.layers)
         raise BankSizeError(

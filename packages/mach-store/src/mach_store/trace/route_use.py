@@ -50,6 +50,6 @@ class RouteUse:
 
     @property
     def reused_within(self) -> NDArray[np.float64]:
-        """[LONGEST] part of the uses, but first ones, that came at most 1, 2, … passes after the last."""
+        """[LONGEST] part of the uses, first ones left out, that came at most 1, 2, … passes later."""
         within: NDArray[np.float64] = np.cumsum(self.gaps[1:]) / max(int(self.gaps.sum()), 1)
         return within

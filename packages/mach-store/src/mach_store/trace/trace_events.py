@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ _BEGAN, _PASS, _ENDED = 1, 2, 3
 Ids = NDArray[np.uint8] | NDArray[np.uint16]
 
 
-class AnswerBegan(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AnswerBegan:
     """An answer to a prompt of `prompt_tokens` tokens begins."""
 
     prompt_tokens: int
@@ -46,7 +48,8 @@ class ModelPass(NamedTuple):
         return len(self.ids[0])
 
 
-class AnswerEnded(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AnswerEnded:
     """The answer is over; not `finished` where it was cancelled or failed."""
 
     finished: bool

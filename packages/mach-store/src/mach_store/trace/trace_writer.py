@@ -26,7 +26,7 @@ from mach_store.trace.trace_header import Ending, TraceEnding, TraceHeader
 BLOCK_BYTES = 64 << 10
 """A block is written once it is so large: what a kill loses at most."""
 
-ENDING_BYTES = 256
+ENDING_BYTES = 160
 """Kept free below a byte limit for the last block."""
 
 BLOCK_SECONDS = 30.0
@@ -37,6 +37,22 @@ PARTIAL = ".partial"
 
 def _open_new(path: str) -> BinaryIO:
     return open(path, "xb", buffering=0)
+
+
+def refuse_taken(path: str) -> None:
+    """See that nothing would be written over.
+
+    Raises:
+        TraceWriteError: there is a trace `path`, finished or not.
+    """
+    if os.path.lexists(path):
+        raise TraceWriteError(f"{path}: is there already: give another name", path=path)
+    if os.path.lexists(path + PARTIAL):
+        raise TraceWriteError(
+            f"{path}{PARTIAL}: is there already, from a recording that runs or was broken off: give another "
+            "name, or move it away",
+            path=path + PARTIAL,
+        )
 
 
 class TraceWriter:
@@ -79,21 +95,14 @@ class TraceWriter:
         self._events: list[Event] = []
         self._waiting, self._since = COUNT.size, 0.0
         self._counted = (0, 0, 0)
-        if os.path.lexists(path):
-            raise TraceWriteError(f"{path}: is there already: give another name", path=path)
+        refuse_taken(path)
         try:
             self._file = open_new(self.partial)
-        except FileExistsError:
-            raise TraceWriteError(
-                f"{self.partial}: is there already, from a recording that runs or was broken off: give "
-                "another name, or move it away",
-                path=self.partial,
-            ) from None
         except OSError as error:
             raise self._failed(error) from error
         first = blocks.MAGIC + blocks.pack_block(blocks.HEADER, 0, msgspec.json.encode(header))
         if max_bytes is not None and len(first) + ENDING_BYTES > max_bytes:
-            self._discard()
+            self.discard()
             raise TraceWriteError(
                 f"{path}: a limit of {max_bytes} bytes does not hold the header: {len(first) + ENDING_BYTES} "
                 "are needed",
@@ -102,7 +111,7 @@ class TraceWriter:
         try:
             self._write(first)
         except TraceWriteError:
-            self._discard()
+            self.discard()
             raise
 
     def add(self, event: Event) -> None:
@@ -174,6 +183,11 @@ class TraceWriter:
         except OSError as error:
             raise self._failed(error) from error
 
+    def discard(self) -> None:
+        """Delete what was written: there is nothing in it that anybody wants."""
+        self._file.close()
+        os.unlink(self.partial)
+
     def abandon(self) -> None:
         """Close the file as it is; `partial` stays and is readable."""
         self._file.close()
@@ -187,10 +201,6 @@ class TraceWriter:
             raise self._failed(error) from error
         self.nbytes += len(block)
         self._blocks += 1
-
-    def _discard(self) -> None:
-        self._file.close()
-        os.unlink(self.partial)
 
     def _failed(self, error: OSError) -> TraceWriteError:
         return TraceWriteError(

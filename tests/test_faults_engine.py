@@ -1,0 +1,35 @@
+"""A disk that fails while an engine answers: right tokens or a clear error, and then a bank in order."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from disk_faults import DiskFaults, possible
+
+pytestmark = pytest.mark.skipif(not possible(), reason="LD_PRELOAD")
+SCRIPT = Path(__file__).parent / "support" / "engine_on_faults.py"
+
+
+@pytest.mark.parametrize(
+    ("kernels", "arguments"),
+    [("1", ()), ("0", ()), ("0", ("--twin",))],
+    ids=["native kernels", "stock operations", "Python reader"],
+)
+def test_a_failing_disk_yields_right_tokens_or_errors_that_name_the_expert(
+    tmp_path: Path, kernels: str, arguments: tuple[str, ...]
+) -> None:
+    faults = DiskFaults(tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "mach-pico", "40", "7", *arguments],
+        env={**faults.environment, "LME_CPU_KERNELS": kernels},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert min(counts.get(name, 0) for name in ("whole", "cancelled", "corrupt", "unreadable")) >= 2, counts
+    for kind in ("failed", "ended", "flipped", "interrupted", "cut", "delayed"):
+        assert faults.count(kind) > 0, kind
