@@ -11,7 +11,7 @@ from mach_store.errors import SettingError
 from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
 FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
-DECODE_RESIDENCY_WORDS: tuple[str, ...] = ()
+DECODE_RESIDENCY_WORDS = ("pin", "reclaim")
 """What `LME_DECODE_RESIDENCY` may ask for; a word stands here once something obeys it."""
 
 
@@ -37,7 +37,8 @@ class StoreSettings:
             from slices of stacked tensors.
         eviction_policy: `LME_BANK_EVICTION_POLICY`; who leaves a bank that is full, one of `POLICIES`.
         decode_residency: `LME_DECODE_RESIDENCY`; words of DECODE_RESIDENCY_WORDS with commas between them, or
-            `off`.
+            `off`. `pin`: the hottest experts are given up last (`mach_decode.hot_pins`). `reclaim`: the
+            scratch arena's memory is given back while tokens are decoded.
     """
 
     use_gather_dispatch: bool = True
