@@ -2,7 +2,8 @@
 
 It mirrors what mach-store allocates: on the CPU backend floats are widened to float32, but for experts that
 native kernels compute as they are stored; the bank is a whole number of slots; the scratch arena holds 16
-experts of each record shape and is made only if the bank cannot hold everything. `docs/preflight.md` shows the arithmetic and measured figures.
+experts of each record shape and is made only if the bank cannot hold everything. `docs/preflight.md` has the
+arithmetic and measured figures.
 """
 
 from __future__ import annotations
