@@ -38,7 +38,7 @@ class _NoMemory(NamedTuple):
         return self.is_narrow
 
     def for_kernels(self, schema: RecordSchema) -> bool:
-        """See `BankForm`."""
+        """See `BankForm`; nothing is computed."""
         return False
 
     def bank(self, schema: RecordSchema, slots: int) -> ExpertArrays:
