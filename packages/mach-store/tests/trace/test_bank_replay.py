@@ -13,7 +13,8 @@ def decode(at: int, *experts: int) -> LayerStep:
 
 
 def prompt(at: int, *hottest_first: int, tokens: int = 9) -> LayerStep:
-    return LayerStep(at, tokens, True, sorted(hottest_first), list(hottest_first))
+    routes = {expert: len(hottest_first) - place for place, expert in enumerate(hottest_first)}
+    return LayerStep(at, tokens, True, sorted(hottest_first), list(hottest_first), routes)
 
 
 def run(header, slots, steps, policy="lru") -> BankReplay:
