@@ -13,11 +13,15 @@ from disk_faults import DiskFaults, possible
 from faulty_serving import PROMPTS, FaultyServing, eventually, serving
 
 from mach.io.checkpoint_path import resolve_checkpoint
+from mach_store.engine_checkpoint import write_stacked_checkpoint
 
 on_linux = pytest.mark.skipif(not possible(), reason="LD_PRELOAD")
 REPORTS = ("/health", "/v1/models", "/v1/stats", "/v1/cache/stats", "/v1/cache/experts", "/metrics", "/")
 READ = r"layer_N.bin: layer N, expert N: cannot be read: .*Input/output error"
 ENDED = r"layer_N.bin: layer N, expert N: cannot be read: .*the file ended"
+WRITTEN = (
+    r"safetensors: layer N, expert N: cannot be read: the file was written to .* load the checkpoint again"
+)
 CORRUPT = r"layer_N.bin: layer N, expert N: the bytes on disk do not match their checksum"
 
 
@@ -174,6 +178,23 @@ def test_files_that_change_under_a_server_fail_the_answers_that_need_them_and_no
         assert (
             str(sidecar) in next(name for name in server.counts if name != "right").replace("N", "") or True
         )
+
+
+def test_files_without_checksums_are_not_read_once_they_were_written_to(tmp_path: Path) -> None:
+    """A stacked checkpoint: nobody could tell wrong experts from right ones."""
+    checkpoint = tmp_path / "checkpoint"
+    write_stacked_checkpoint(resolve_checkpoint("mach-pico"), checkpoint)
+    files = {path: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
+    with serving(checkpoint) as server:
+        with server.load():
+            server.until("right")
+            for path, content in files.items():
+                with path.open("r+b") as handle:  # weights that are plausible, but others
+                    handle.seek(len(content) // 2)
+                    handle.write(content[: len(content) // 4])
+            server.until(WRITTEN)
+        assert server.get("/health").status_code == 200
+        assert server.ask(PROMPTS[2]).status_code == 500
 
 
 @contextmanager

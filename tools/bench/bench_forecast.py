@@ -3,8 +3,9 @@
     uv run python tools/bench/bench_forecast.py [--checkpoint mach-pico] [--rounds 12] [--tokens 400]
 
 An engine with a bank of a quarter of the experts forecasts; another of that size does not; engines with
-banks of the sizes forecast give the same answers. Rounds alternate over all of them. Speeds are those of the
-rounds' median; the cost is the median of the rounds' ratios. Appends to docs/bench/forecast.csv.
+banks of the sizes forecast give the same answers. Rounds alternate over all of them; speeds and ratios are
+medians of the rounds. What it costs is told three ways: by speed, by processor time (steadier where others
+use the machine), and as the engine itself measured it. Appends to docs/bench/forecast.csv.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Sequence
 
 from bench_record import append_rows
@@ -46,17 +48,21 @@ def main(arguments: Sequence[str]) -> int:
         _silence(engine)
     speeds: dict[float | None, list[float]] = {None: [], **{size: [] for size in SIZES}}
     counts = {size: [0, 0] for size in SIZES}
+    seconds: dict[float | None, list[float]] = {size: [] for size in speeds}
     for turn in range(options.rounds + 1):  # the first round warms up and is dropped
         order: list[tuple[float | None, Engine]] = [(None, forecasting), *others.items()]
         for size, engine in order if turn % 2 else reversed(order):
+            before = time.process_time()
             figures = _answer(engine, turn, options.tokens)
             if turn:
+                seconds[size].append(time.process_time() - before)
                 speeds[size].append(figures.decode_tokens_per_second)
                 if size is not None:
                     counts[size][0] += figures.expert_hits
                     counts[size][1] += figures.expert_misses
     told = forecasting.forecast.as_dict()
     ratios = [one / other for one, other in zip(speeds[None], speeds[1.0], strict=True)]
+    costs = [one / other for one, other in zip(seconds[None], seconds[1.0], strict=True)]
     rows = []
     for point in told["points"]:
         hits, misses = counts[point["relative"]]
@@ -69,6 +75,9 @@ def main(arguments: Sequence[str]) -> int:
                 "tokens_per_second_forecast": f"{point['tokens_per_second']:.1f}",
                 "tokens_per_second": f"{statistics.median(speeds[point['relative']]):.1f}",
                 "speed_with_forecast_over_without": f"{statistics.median(ratios):.3f}"
+                if point["relative"] == 1
+                else "",
+                "processor_time_with_over_without": f"{statistics.median(costs):.3f}"
                 if point["relative"] == 1
                 else "",
                 "cost": f"{told['cost']:.4f}" if point["relative"] == 1 else "",

@@ -4,7 +4,13 @@ from mlx_lm.generate import generate_step
 from mlx_lm.utils import load_model
 
 from mach_decode.engine import Engine
-from mach_decode.errors import EngineBusyError, GenerationCancelledError, SamplingError, TokenizerError
+from mach_decode.errors import (
+    EngineBusyError,
+    GenerationCancelledError,
+    ResidencyError,
+    SamplingError,
+    TokenizerError,
+)
 from mach_decode.request import GenerationRequest
 from mach_decode.sampling import SamplingParams
 from mach_store.errors import SidecarCorruptionError
@@ -60,6 +66,8 @@ def test_every_prefill_chunk_gives_the_same_tokens(open_engine, expected, chunk)
         {"LME_TRANSIENT_MIN_TOKENS": "2", "LME_SCRATCH_EXPERTS": "1"},
         {"LME_TRANSIENT_MIN_TOKENS": "1000"},
         {"LME_READ_THREADS": "1", "LME_VERIFY_READS": "0"},
+        {"LME_DECODE_RESIDENCY": "reclaim"},
+        {"LME_CPU_KERNELS": "0"},
     ],
     ids=str,
 )
@@ -69,6 +77,24 @@ def test_no_setting_changes_the_tokens(open_engine, expected, monkeypatch, envir
     engine = open_engine(LEAST + 2)
     assert engine.loaded.dispatch == ("disk" if "LME_USE_GATHER_DISPATCH" in environment else "gather")
     assert tokens_of(engine) == expected
+
+
+def test_the_arena_is_given_back_while_tokens_are_decoded_where_that_is_asked_for(
+    open_engine, expected, stacked, monkeypatch
+) -> None:
+    keeping = open_engine(LEAST + 2)
+    assert tokens_of(keeping) == expected
+    assert keeping.store.stats()["scratch_bytes"] > 0
+    monkeypatch.setenv("LME_DECODE_RESIDENCY", "reclaim")
+    engine = open_engine(LEAST + 2)
+    for answers in (1, 2):
+        for event in engine.generate(GenerationRequest(prompt=PROMPT, max_tokens=3)):
+            in_use = engine.store.stats()["scratch_bytes"]
+            assert (in_use == 0) == (event.token is not None), "in use while the prompt is processed"
+        reclaimed = engine.store.stats()["scratch_reclaimed_bytes"]
+        assert reclaimed == answers * keeping.store.stats()["scratch_bytes"]
+    with pytest.raises(ResidencyError, match="LME_DECODE_RESIDENCY needs --streaming"):
+        open_engine(None, stacked, expert_residency="stacked")
 
 
 @pytest.mark.parametrize("slots", [LEAST, None], ids=["fenced", "host-free"])

@@ -366,6 +366,9 @@ class FileSource:
     def path_of(self, layer: int, segment: int, expert: int) -> str:
         return str(self._path)
 
+    def changed(self, fds: Sequence[int]) -> str | None:
+        return None
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)

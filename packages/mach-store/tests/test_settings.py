@@ -79,3 +79,8 @@ def test_a_bad_policy_is_told_the_choices() -> None:
 
 def test_decode_residency_may_be_off() -> None:
     assert StoreSettings.from_environment({"LME_DECODE_RESIDENCY": "off"}).decode_residency == frozenset()
+
+
+def test_decode_residency_is_words_with_commas_between_them() -> None:
+    settings = StoreSettings.from_environment({"LME_DECODE_RESIDENCY": "reclaim"})
+    assert settings.decode_residency == {"reclaim"}

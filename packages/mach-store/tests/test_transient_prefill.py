@@ -1,4 +1,5 @@
 import dataclasses
+import mmap
 import os
 import threading
 import time
@@ -11,6 +12,9 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwiGLU
 
 from mach.io.sidecar_layout import read_layout
+from mach_store import page_return
+from mach_store.bank_cache import BankCache
+from mach_store.bank_form import StoredForm
 from mach_store.cpu_kernels import open_kernels
 from mach_store.errors import DispatchCancelledError, ExpertReadError, SidecarCorruptionError
 from mach_store.gather_switch_glu import GatherSwitchGLU
@@ -18,6 +22,7 @@ from mach_store.pass_results import PassResults
 from mach_store.read_ahead import THREAD_NAME
 from mach_store.scatter_reader import ScatterReader
 from mach_store.settings import StoreSettings
+from mach_store.sidecar.sidecar_source import SidecarSource
 
 FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4")
 TOKENS = np.random.default_rng(3).integers(0, 96, 80).tolist()
@@ -119,6 +124,16 @@ def test_prefill_fills_free_slots_with_the_hottest_experts_and_no_more_than_the_
     assert bank.totals().evictions == 0
     assert bank.totals().transient_reads == 3
     assert bank.totals().misses == 6
+
+
+def test_the_policy_hears_of_a_prompt_that_went_past_the_bank(dispatch_over) -> None:
+    bank, go = dispatch_over(4)
+    go(0, [[0, 1]] * 20 + [[0, 2]] * 12)
+    assert resident(bank, 0) == [0, 1]
+    assert bank.layers[0].pool.policy.candidates(1, ()) == [(0, 1)]
+    go(0, [[1, 3]] * 32)
+    assert resident(bank, 0) == [0, 1]
+    assert bank.layers[0].pool.policy.candidates(1, ()) == [(0, 0)]
 
 
 def test_prefill_evicts_nothing(dispatch_over) -> None:
@@ -381,3 +396,69 @@ def test_closing_a_bank_ends_its_reading_thread(checkpoints, streamed) -> None:
     assert len(reading_threads()) == 1
     bank.close()
     assert reading_threads() == []
+
+
+def resident_bytes(arrays) -> int:
+    """Memory behind arrays that is really there, in whole pages."""
+    page, there = mmap.PAGESIZE, 0
+    with open("/proc/self/pagemap", "rb") as pages:
+        for array in arrays:
+            begin = np.array(array, copy=False).ctypes.data
+            pages.seek(-(-begin // page) * 8)
+            count = (begin + array.nbytes) // page - -(-begin // page)
+            entries = np.frombuffer(pages.read(8 * count), np.uint64)
+            there += page * int((entries >> np.uint64(63)).sum())
+    return there
+
+
+@pytest.mark.parametrize("how", ["pages", "arrays"])
+def test_decoding_reclaims_the_arena_and_the_next_prompt_takes_it_again(
+    checkpoints, native_reader, how
+) -> None:
+    if how == "pages" and (refusal := page_return.refusal()) is not None:
+        pytest.skip(refusal)
+    directory = checkpoints.engine()
+    answers = []
+    for reclaim in (False, True):
+        source = SidecarSource(str(directory / "expert_sidecar"))
+        size = max(schema.nbytes for schema in source.schemas.values())
+        form = StoredForm(mx.bfloat16, native_reader)
+        bank = BankCache(
+            source,
+            native_reader,
+            budget_bytes=4 * size,
+            top_k=2,
+            compute=mx.bfloat16,
+            scratch_experts=8,
+            form=form,
+            reclaim=reclaim,
+        )
+        if how == "arrays":
+            bank.resize_refusal = "for this test"
+        kernels = open_kernels(StoreSettings())
+        module = GatherSwitchGLU(bank, 0, SwiGLU(), transient_min_tokens=8, kernels=kernels)
+        x = mx.random.normal((1, 24, 64), key=mx.random.key(2))
+        dice = np.random.default_rng(4)
+        ids = mx.array(np.stack([dice.permutation(8)[:2] for _ in range(24)])[None].astype(np.uint32))
+        bank.begin_decoding()
+        assert bank.stats()["scratch_bytes"] == bank.stats()["scratch_reclaimed_bytes"] == 0
+        for round_number in (1, 2):
+            answers.append(module(x, ids))
+            assert bank.stats()["scratch_bytes"] == bank.scratch_bytes > 0
+            arena = [parts["weight"] for parts in bank._scratch[source.schemas[0]].components.values()]
+            before = resident_bytes(arena) if how == "pages" else 0
+            bank.begin_decoding()
+            bank.begin_decoding()
+            stats = bank.stats()
+            if not reclaim:
+                assert stats["scratch_bytes"] == bank.scratch_bytes and stats["scratch_reclaimed_bytes"] == 0
+                assert how == "arrays" or resident_bytes(arena) == before > 0
+                continue
+            assert stats["scratch_bytes"] == 0
+            assert stats["scratch_reclaimed_bytes"] == round_number * bank.scratch_bytes
+            if how == "pages":
+                assert resident_bytes(arena) == 0 < before
+            else:
+                assert bank._scratch == {}
+        bank.close()
+    assert all(mx.array_equal(answer, answers[0]) for answer in answers)

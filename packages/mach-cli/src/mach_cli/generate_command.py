@@ -1,4 +1,4 @@
-"""Owns `mach-generate`: one prompt, its answer streamed to stdout, its figures on stderr."""
+"""Owns `mach-generate`: one prompt, its answer streamed to stdout, its progress and figures on stderr."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mach.commands.budget_flags import add_budget_flags
 from mach.commands.process import run_command
+from mach.commands.progress_bar import TOKENS, ProgressBar
 from mach_decode.engine import UNSWAPPED, Engine, EngineConfig
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest
 from mach_decode.sampling import SamplingParams
@@ -42,19 +43,22 @@ def run(arguments: Sequence[str]) -> int:
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
     )
-    engine = Engine.load(
-        EngineConfig(
-            checkpoint=options.model,
-            expert_residency=options.residency,
-            expert_cache_gb=options.expert_cache_gb,
-            memory_gb=options.memory_gb,
-            prefill_scratch_gb=options.prefill_scratch_gb,
-            kv_cache_gb=options.kv_cache_gb,
-            wired_gb=options.wired_gb,
+    with ProgressBar(quiet=options.quiet) as bar:
+        engine = Engine.load(
+            EngineConfig(
+                checkpoint=options.model,
+                expert_residency=options.residency,
+                expert_cache_gb=options.expert_cache_gb,
+                memory_gb=options.memory_gb,
+                prefill_scratch_gb=options.prefill_scratch_gb,
+                kv_cache_gb=options.kv_cache_gb,
+                wired_gb=options.wired_gb,
+                listener=bar.update,
+            )
         )
-    )
     residency = engine.store.residency
     try:
+        engine.watch_memory()
         if options.chat:
             prompt = engine.render_chat([{"role": "user", "content": options.prompt}])
         else:
@@ -62,12 +66,22 @@ def run(arguments: Sequence[str]) -> int:
         request = GenerationRequest(
             prompt=prompt, max_tokens=options.max_tokens, stop=tuple(options.stop), sampling=request_of
         )
-        for event in engine.generate(request):
-            print(event.text, end="", flush=True)
-            if event.figures is not None and event.finish_reason is not None:
-                print()
-                sys.stdout.flush()
-                print(_figures_line(event.figures, event.finish_reason, residency), file=sys.stderr)
+        with ProgressBar(unit=TOKENS, quiet=options.quiet) as bar:
+            last = len(prompt) - 1  # with this one the answer begins
+            if last:
+                bar.update("prompt", 0, last)
+            for event in engine.generate(request):
+                if event.token is None and event.figures is None:
+                    bar.update("prompt", event.prefilled, last)
+                    continue
+                bar.close()
+                print(event.text, end="", flush=True)
+                if event.figures is not None and event.finish_reason is not None:
+                    print()
+                    sys.stdout.flush()
+                    if not options.quiet:
+                        line = _figures_line(event.figures, event.finish_reason, residency)
+                        print(line, file=sys.stderr)
     finally:
         engine.close()
     return 0
@@ -115,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-p", type=float, default=0.0, help="least relative probability; 0 is off (0)")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="1 is off (1)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
+    parser.add_argument("--quiet", action="store_true", help="neither progress bars nor figures on stderr")
     parser.add_argument("--stop", action="append", default=[], help="string that ends the text; repeatable")
     residency = parser.add_mutually_exclusive_group()
     residency.add_argument(

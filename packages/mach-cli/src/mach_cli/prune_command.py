@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mach.commands.process import run_command
+from mach.commands.progress_bar import ProgressBar
 from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.quantization import AFFINE_BITS, MLX_MODES
 from mach.io.tokenizer_files import has_tokenizer
-from mach_cli.progress_bar import ProgressBar
 from mach_store.prune.progress import Progress
 from mach_store.prune.pruner import PruneReport, prune_checkpoint
 from mach_store.sidecar.packing import Packing
@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
         packing = Packing(bits=options.bits, group_size=options.group_size, mode=options.mode)
     source = resolve_checkpoint(options.source, tokenizer=False)
     start = time.monotonic()
-    with ProgressBar() as bar:
+    with ProgressBar(quiet=options.quiet) as bar:
 
         def draw(progress: Progress) -> None:
             layer = min(progress.layers + 1, progress.all_layers)
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bits", type=int, choices=AFFINE_BITS, help="pack plain-float experts so")
     parser.add_argument("--mode", choices=MLX_MODES, help="mode when packing (the family's)")
     parser.add_argument("--group-size", type=int, help="weights per scale when packing (the family's)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar on stderr")
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier mach-prune made")
     return parser
 

@@ -4,8 +4,8 @@
 
 Hit rates come from a `MissRatioCurve`; times and misses are measured while tokens are decoded. Following
 routes may cost one percent of that time: it is done in bursts, with a pause after each until its cost has
-come down to that. A burst is long against the time in which a small bank's contents change, and what the
-miniatures hold stays as it is during a pause.
+come down to that. What the miniatures hold stays as it is during a pause, so that a burst's first tokens only
+bring it up to date.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ STRETCH_TOKENS = 32
 
 BURST_STRETCHES = 2
 """Stretches that are followed at least before a pause."""
+
+SETTLE_TOKENS = 16
+"""Tokens after a pause that count for nothing: what the miniatures hold is from before it."""
 
 WHOLE = "every expert is in memory: nothing is missed, and no other bank would do better"
 """Why a bank that holds everything has no curve."""
@@ -198,6 +201,7 @@ class BankForecast:
             return
         assert self._follower is not None
         if on:
+            self._follower.resume()
             self._observers.add(self._follower)
         else:
             self._observers.remove(self._follower)
@@ -215,6 +219,11 @@ class _Follower:
     def __init__(self, bank: BankCache, clock: Callable[[], float]) -> None:
         self.curve, self.slots, self.seconds = MissRatioCurve(bank.shapes), bank.slots, 0.0
         self._clock = clock
+        self._unsettled = 0
+
+    def resume(self) -> None:
+        """Routes come again after a pause, or for the first time."""
+        self._unsettled = SETTLE_TOKENS if self.curve.tokens else 0
 
     def answer_began(self, prompt_tokens: int) -> None:
         """See `RouteObserver`."""
@@ -223,7 +232,8 @@ class _Follower:
         """See `RouteObserver`; a prompt's routes are passed over."""
         if not prefill:
             began = self._clock()
-            self.curve.feed(passes)
+            self.curve.feed(passes, counts=not self._unsettled)
+            self._unsettled = max(0, self._unsettled - 1)
             self.seconds += self._clock() - began
 
     def answer_ended(self, *, finished: bool) -> None:

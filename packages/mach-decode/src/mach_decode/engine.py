@@ -15,14 +15,18 @@ import mlx.nn as nn
 from mach_decode.bank_forecast import BankForecast
 from mach_decode.errors import EngineBusyError, GenerationCancelledError, TokenizerError
 from mach_decode.generation import Generation
+from mach_decode.hot_pins import HotPins
 from mach_decode.kv_budget import KvBudget
 from mach_decode.loaded_model import LoadedModel
 from mach_decode.loader import load_swapped
 from mach_decode.memory_flags import MemoryFlags
+from mach_decode.memory_watch import MemoryState, MemoryWatch, unwatched
 from mach_decode.request import GenerationRequest, StepEvent
 from mach_decode.route_observer import RouteObservers
 from mach_decode.unswapped_loader import load_unswapped
+from mach_store.bank_cache import BankCache
 from mach_store.errors import DispatchCancelledError
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.model_builder import compute_dtype
 
 Message = dict[str, Any]
@@ -45,6 +49,7 @@ class EngineConfig:
         kv_cache_gb: keys and values of a prompt and its answer.
         wired_gb: Metal's wired limit (Metal only).
         prefill_chunk: prompt tokens per forward pass; None chooses by device and residency.
+        listener: is told how far the load is, in the thread that loads.
     """
 
     checkpoint: str
@@ -55,6 +60,7 @@ class EngineConfig:
     kv_cache_gb: float | None = None
     wired_gb: float | None = None
     prefill_chunk: int | None = None
+    listener: LoadListener = unheard
 
     @property
     def memory(self) -> MemoryFlags:
@@ -72,6 +78,17 @@ def _never() -> bool:
     return False
 
 
+def _nothing() -> None:
+    pass
+
+
+def _hot_pins(loaded: LoadedModel, observers: RouteObservers) -> HotPins | None:
+    if "pin" not in loaded.settings.decode_residency:
+        return None
+    assert isinstance(loaded.store, BankCache), "loading refuses pins without a bank"
+    return HotPins(loaded.store, observers)
+
+
 class Engine:
     """A model, its tokenizer and its expert store, answering one request at a time.
 
@@ -83,6 +100,7 @@ class Engine:
         kv_budget: how many of them there is memory for.
         route_observers: who sees which experts each token is routed to.
         forecast: what banks of other sizes would do.
+        hot_pins: keeps hot experts in the bank; None unless asked for.
     """
 
     def __init__(self, loaded: LoadedModel, *, prefill_chunk: int | None = None) -> None:
@@ -93,6 +111,7 @@ class Engine:
         self.store = loaded.store
         self.route_observers = RouteObservers(loaded.store)
         self.forecast = BankForecast(loaded.store, self.route_observers, dispatch=loaded.dispatch)
+        self.hot_pins = _hot_pins(loaded, self.route_observers)
         self.kv_caches = loaded.cache
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
@@ -104,10 +123,40 @@ class Engine:
         )
         self.vocabulary_size = loaded.vocabulary_size
         self._busy = False
+        self._watch: MemoryWatch | None = None
         # Without a fence in every layer a request can be cancelled between chunks only; on a CPU, where a
         # chunk takes long and gains nothing from being long, it is short then.
         slow = compute_dtype() == mx.float32 and self.store.host_free
         self.prefill_chunk = prefill_chunk or (64 if slow else 512)
+
+    def watch_memory(self, wake: Callable[[], None] = _nothing) -> Callable[[], MemoryState]:
+        """Let the expert bank follow the memory that is left, from now to `close` (docs/memory.md).
+
+        Args:
+            wake: called from another thread when the bank should change: whoever has the engine's thread then
+                calls `heed_memory`. A running answer does so by itself before each step.
+
+        Returns:
+            What tells, from any thread, what the watch has seen and done.
+        """
+        assert self._watch is None, "memory is watched once"
+        if not isinstance(self.store, BankCache):
+            return lambda: unwatched("there is no bank to shrink")
+        if not self.loaded.settings.memory_pressure:
+            return lambda: unwatched("LME_MEMORY_PRESSURE=0")
+        watch = self._watch = MemoryWatch(self.store, wake)
+        watch.start()
+        return lambda: watch.state
+
+    def heed_memory(self) -> None:
+        """Shrink or grow the bank if the watch asks for it; between two steps, or while nothing runs."""
+        if self._watch is not None and self._watch.asks:
+            self._watch.heed()
+
+    @property
+    def memory_asks(self) -> bool:
+        """Whether `heed_memory` has something to do; from any thread."""
+        return self._watch is not None and self._watch.asks
 
     @classmethod
     def load(cls, config: EngineConfig) -> Engine:
@@ -117,12 +166,13 @@ class Engine:
             MachError: every way in which a checkpoint, a budget or the machine can refuse.
         """
         if config.expert_residency == UNSWAPPED:
-            loaded = load_unswapped(config.checkpoint, memory=config.memory)
+            loaded = load_unswapped(config.checkpoint, memory=config.memory, listener=config.listener)
         else:
             loaded = load_swapped(
                 config.checkpoint,
                 expert_residency=config.expert_residency,
                 memory=config.memory,
+                listener=config.listener,
             )
         return cls(loaded, prefill_chunk=config.prefill_chunk)
 
@@ -148,10 +198,13 @@ class Engine:
         self.store.cancelled = cancelled
         observers, prefill = self.route_observers, True
         try:
+            if self.hot_pins is not None:
+                self.hot_pins.answer_begins()
             observers.answer_began(len(request.prompt))
             while not generation.finished:
                 if cancelled():
                     raise GenerationCancelledError("the request was cancelled")
+                self.heed_memory()
                 prefill = generation.prefilling
                 event = generation.step()
                 observers.step_ended(prefill=prefill)
@@ -208,5 +261,7 @@ class Engine:
         ends: MLX frees its streams when the system destroys the thread, and a process that exits just then
         is aborted.
         """
+        if self._watch is not None:
+            self._watch.close()
         self.store.close()
         mx.clear_cache()

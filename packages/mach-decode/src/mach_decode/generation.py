@@ -100,6 +100,8 @@ class Generation:
             return StepEvent(prompt_logprobs=self._placed([first]))
         if self.prefilling:
             return self._prefill_chunk()
+        if not self.tokens:
+            self._engine.store.begin_decoding()
         if self._limit == 0:
             return self._finish("length", None, "")
         token, entry = self._next_token()

@@ -22,6 +22,7 @@ from mach_store.bank_cache import BankCache
 from mach_store.cpu_kernels import open_kernels, stock_kernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.gather_switch_glu import GatherSwitchGLU
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.model_builder import build_model
 from mach_store.model_kernels import use_kernels
 from mach_store.settings import StoreSettings
@@ -86,8 +87,12 @@ def load_swapped(
     *,
     expert_residency: str | None,
     memory: MemoryFlags = NO_BUDGETS,
+    listener: LoadListener = unheard,
 ) -> LoadedModel:
-    """As `load_moe`, with the facts of the load; without a residency mode, `choose_residency` chooses."""
+    """As `load_moe`, with the facts of the load; without a residency mode, `choose_residency` chooses.
+
+    The `listener` is told how far the reading of experts and of other weights is.
+    """
     directory = obtain_checkpoint(checkpoint)
     inspection = inspect_checkpoint(directory)
     adapter = inspection.adapter
@@ -108,7 +113,7 @@ def load_swapped(
     vocabulary_size = anywhere.integer("vocab_size", low=1, high=1 << 24)
     tokenizer = load_checkpoint_tokenizer(directory)
     wired = wire(memory.wired_gb)
-    store, reader, plan, direct = open_store(inspection, settings, residency, memory, for_experts)
+    store, reader, plan, direct = open_store(inspection, settings, residency, memory, for_experts, listener)
 
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:
@@ -123,10 +128,10 @@ def load_swapped(
         return DiskSwitchGLU(store, layer, original.activation)
 
     try:
-        model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap)
+        model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap, listener)
         kernel_report = use_kernels(model, kernels)
         if isinstance(store, BankCache) and gather:
-            store.prewarm()
+            store.prewarm(listener)
     except BaseException:
         store.close()
         raise

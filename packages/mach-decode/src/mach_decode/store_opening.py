@@ -32,6 +32,7 @@ from mach_store.cpu_kernels import CpuKernels
 from mach_store.direct_choice import NOTHING_STREAMED, DirectChoice, asked_choice, choose_direct
 from mach_store.expert_arrays import slot_bytes
 from mach_store.expert_source import ExpertSource
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.machine_memory import available_memory
 from mach_store.model_builder import compute_dtype
 from mach_store.raw_source import RawSource
@@ -99,6 +100,7 @@ def open_store(
     expert_residency: str,
     flags: MemoryFlags,
     kernels: CpuKernels,
+    listener: LoadListener = unheard,
 ) -> OpenedStore:
     """The expert store of a mode, within the machine's memory and the budgets asked for.
 
@@ -111,7 +113,11 @@ def open_store(
     """
     budgets = flags.budgets(expert_residency, settings)
     if expert_residency == "stacked":
-        return _open_resident(inspection, settings, budgets, kernels)
+        return _open_resident(inspection, settings, budgets, kernels, listener)
+    if settings.decode_residency and not settings.use_gather_dispatch:
+        raise ResidencyError(
+            "LME_DECODE_RESIDENCY is about the bank, which LME_USE_GATHER_DISPATCH=0 leaves unused: unset one"
+        )
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
         # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
         # wrong with the other weights is asked after that.
@@ -146,6 +152,7 @@ def open_store(
             scratch_experts=plan.scratch_experts,
             form=form,
             policy=settings.eviction_policy,
+            reclaim="reclaim" in settings.decode_residency,
         )
     except BaseException:
         source.close()
@@ -163,15 +170,21 @@ def _choose_direct(
 
 
 def _open_resident(
-    inspection: CheckpointInspection, settings: StoreSettings, budgets: MemoryBudgets, kernels: CpuKernels
+    inspection: CheckpointInspection,
+    settings: StoreSettings,
+    budgets: MemoryBudgets,
+    kernels: CpuKernels,
+    listener: LoadListener,
 ) -> OpenedStore:
     _require("stacked", inspection)
     if not settings.use_gather_dispatch:
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 needs --streaming: leave it out with --no-streaming")
     if settings.direct_io:
         raise ResidencyError("LME_DIRECT_IO=1 needs --streaming: leave it out with --no-streaming")
+    if settings.decode_residency:
+        raise ResidencyError("LME_DECODE_RESIDENCY needs --streaming: leave it out with --no-streaming")
     plan = admitted_plan(inspection.directory, resident_needs(inspection, kernels), budgets)
-    store = ResidentStackedExpertCache(inspection, compute_dtype(), kernels)
+    store = ResidentStackedExpertCache(inspection, compute_dtype(), kernels, listener)
     return OpenedStore(store, None, plan, NOTHING_STREAMED)
 
 

@@ -38,6 +38,7 @@ from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
 from mach_decode.wired_memory import wire
 from mach_store.cpu_kernels import stock_kernels
 from mach_store.direct_choice import NOTHING_STREAMED
+from mach_store.load_progress import LoadListener, evaluate_weights, unheard
 from mach_store.model_builder import compute_dtype
 from mach_store.settings import StoreSettings
 from mach_store.unswapped_experts import UnswappedExperts
@@ -49,13 +50,20 @@ _CONTEXT_FIELDS = (
 _VOCABULARY_FIELDS = ("vocab_size", "padded_vocab_size", "n_vocab")
 
 
-def load_unswapped(checkpoint: str, *, widen: bool = True, memory: MemoryFlags = NO_BUDGETS) -> LoadedModel:
+def load_unswapped(
+    checkpoint: str,
+    *,
+    widen: bool = True,
+    memory: MemoryFlags = NO_BUDGETS,
+    listener: LoadListener = unheard,
+) -> LoadedModel:
     """`checkpoint` through mlx-lm alone.
 
     Args:
         checkpoint: a directory, the name of an installed checkpoint, or a Hugging Face repo id.
         widen: make floats float32 where this machine computes in it; False keeps the dtypes as stored.
         memory: budgets; one of the keys and values needs an architecture that the registry knows.
+        listener: is told how far the reading of weights is.
 
     Raises:
         ResidencyError: its experts are in a sidecar, which mlx-lm does not read; a budget cannot be kept.
@@ -70,6 +78,8 @@ def load_unswapped(checkpoint: str, *, widen: bool = True, memory: MemoryFlags =
         raise ResidencyError("LME_USE_GATHER_DISPATCH=0 goes with --streaming, not with --backend openai")
     if settings.direct_io:
         raise ResidencyError("LME_DIRECT_IO=1 goes with --streaming, not with --backend openai")
+    if settings.decode_residency:
+        raise ResidencyError("LME_DECODE_RESIDENCY goes with --streaming, not with --backend openai")
     directory = obtain_checkpoint(checkpoint)
     config = read_config(directory)
     adapter = REGISTRY.get(config.text("model_type"))
@@ -94,7 +104,7 @@ def load_unswapped(checkpoint: str, *, widen: bool = True, memory: MemoryFlags =
     plan = admitted_plan(str(directory), _needs(headers, weights, wide, kv_bytes, context), budgets)
     tokenizer = load_checkpoint_tokenizer(directory)
     vocabulary = _count(parts, _VOCABULARY_FIELDS, 1 << 24) or len(tokenizer.get_vocab())
-    model = _model(directory, wide)
+    model = _model(directory, wide, listener)
     # A model may take its size from elsewhere than config.json's nearest field; MLX reads past a table's end.
     rows = _embedding_rows(model)
     return LoadedModel(
@@ -159,13 +169,13 @@ def _needs(
     )
 
 
-def _model(directory: Path, wide: bool) -> nn.Module:
+def _model(directory: Path, wide: bool, listener: LoadListener) -> nn.Module:
     try:
         model, _ = load_model(directory, lazy=True)
         if wide:
             model.set_dtype(mx.float32)
         # Evaluated here and not by mlx-lm, so that a damaged weight is this function's failure.
-        mx.eval(model.parameters())
+        evaluate_weights(model, listener)
     except Exception as error:  # mlx-lm's models raise whatever a strange config makes them stumble over
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise DecodeError(f"{os.fspath(directory)}: mlx-lm cannot load it: {reason}") from error

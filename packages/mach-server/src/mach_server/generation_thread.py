@@ -20,6 +20,7 @@ import mlx.core as mx
 from mach.errors import MachError
 from mach_decode.engine import Engine
 from mach_decode.errors import GenerationCancelledError
+from mach_decode.memory_watch import MemoryState, unwatched
 from mach_decode.request import GenerationFigures, GenerationRequest, StepEvent
 from mach_server.errors import UnavailableError
 from mach_server.generation_counts import GenerationCounts, RunningAnswer
@@ -79,6 +80,7 @@ class GenerationThread:
         counts: what has been answered so far; written by this thread alone (`withdrawn`: under the lock).
         running: the answer being made, or None; replaced, never changed in place, by this thread alone.
         snapshot: the engine's latest figures.
+        memory_state: what the watch over memory has seen and done, now.
     """
 
     snapshot: EngineSnapshot
@@ -87,6 +89,7 @@ class GenerationThread:
         """Args: load: makes the engine; called in the thread, because MLX's streams belong to threads."""
         self.counts = GenerationCounts()
         self.running: RunningAnswer | None = None
+        self.memory_state: Callable[[], MemoryState] = lambda: unwatched("the engine is not there")
         self._load = load
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -152,27 +155,41 @@ class GenerationThread:
         try:
             engine = self._load()
             self._take_snapshot(engine)
+            self.memory_state = engine.watch_memory(self._wake)
         except BaseException as error:
             _end_streams()
             self._loaded.set_exception(error)
             return
         self._loaded.set_result(None)
         try:
-            while (job := self._next_job()) is not None:
+            while (job := self._next_job(engine)) is not None:
                 self._answer(engine, job)
         except BaseException:
             log.critical("the generation thread has ended: restart the server", exc_info=True)
         finally:
             self._refuse_the_rest()
+            state = self.memory_state()
+            self.memory_state = lambda: state
             engine.close()
             del engine
             _end_streams()
 
-    def _next_job(self) -> Job | None:
+    def _next_job(self, engine: Engine) -> Job | None:
+        """The next job, or None at the end; while there is none, the bank follows the memory that is left."""
+        while True:
+            with self._changed:
+                while not (self._queue or self._closing or engine.memory_asks):
+                    self._changed.wait()
+                if self._closing:
+                    return None
+                if self._queue:
+                    return self._queue.popleft()
+            engine.heed_memory()
+            self._take_snapshot(engine)
+
+    def _wake(self) -> None:
         with self._changed:
-            while not self._queue and not self._closing:
-                self._changed.wait()
-            return None if self._closing else self._queue.popleft()
+            self._changed.notify()
 
     def _answer(self, engine: Engine, job: Job) -> None:
         """Run one job to its end, whatever happens in it.

@@ -25,6 +25,8 @@ CLOSING_SECONDS = 1.0
 """How long the end waits for the last lines to be read."""
 
 REQUESTS = "mach.server.requests"
+MEMORY = "mach.memory"
+"""The logger of what is done about memory (`mach_decode.memory_watch`)."""
 """The logger with one record for each request (`request_log`)."""
 
 
@@ -116,15 +118,18 @@ class LogOutput(logging.Handler):
 
 @contextmanager
 def logging_to(stream: TextIO, form: LogFormat) -> Iterator[None]:
-    """Log to `stream` while the block runs: warnings of all libraries, and a line for each request."""
-    output, root, requests = LogOutput(stream, form), logging.getLogger(), logging.getLogger(REQUESTS)
-    level = requests.level
+    """Log to `stream` while the block runs: all warnings, each request, and what is done about memory."""
+    output, root = LogOutput(stream, form), logging.getLogger()
+    told = [logging.getLogger(name) for name in (REQUESTS, MEMORY)]
+    levels = [logger.level for logger in told]
     root.addHandler(output)
-    requests.setLevel(logging.INFO)
+    for logger in told:
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        requests.setLevel(level)
+        for logger, level in zip(told, levels, strict=True):
+            logger.setLevel(level)
         root.removeHandler(output)
         output.close()
 

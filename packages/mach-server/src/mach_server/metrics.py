@@ -17,8 +17,10 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from mach_decode.memory_watch import MemoryState
 from mach_server.inference_service import InferenceService
 from mach_server.latency_histogram import LatencyHistogram
+from mach_server.serving_facts import ServingFacts
 from mach_store.machine_memory import peak_rss_bytes
 
 BANK_COUNTERS = {
@@ -110,6 +112,7 @@ class _ServerCollector(Collector):
         for field, (name, text) in BANK_GAUGES.items():
             yield GaugeMetricFamily(name, text, snapshot.store[field])
         yield from _forecast(snapshot.forecast)
+        yield from _pressure(self._service.facts, self._service.thread.memory_state())
         for name, value in snapshot.memory.items():
             yield GaugeMetricFamily(f"mach_{name}", "MLX's own count of its memory", value)
         text = "The most memory that this process has had resident"
@@ -143,3 +146,21 @@ def _forecast(forecast: dict[str, Any]) -> Iterator[Metric]:
 def _histogram(name: str, text: str, histogram: LatencyHistogram) -> HistogramMetricFamily:
     buckets, total = histogram.read()
     return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)
+
+
+def _pressure(facts: ServingFacts, state: MemoryState) -> Iterator[Metric]:
+    text = "Memory for experts as declared at the start; the bank never grows beyond it"
+    yield GaugeMetricFamily("mach_bank_declared_bytes", text, facts.bank_bytes)
+    text = "Memory set apart for keys and values"
+    yield GaugeMetricFamily("mach_kv_budget_bytes", text, facts.kv_budget_bytes)
+    text = "Memory that is kept free by shrinking the bank; 0 where nobody watches"
+    yield GaugeMetricFamily("mach_memory_reserve_bytes", text, state.reserve_bytes)
+    if state.reading is not None and state.reading.room_bytes is not None:
+        text = "Memory that may still be taken on this machine, or in this container"
+        yield GaugeMetricFamily("mach_memory_room_bytes", text, state.reading.room_bytes)
+    changes = CounterMetricFamily(
+        "mach_bank_resizes", "Changes of the bank's size under memory pressure", labels=["direction"]
+    )
+    changes.add_metric(["shrink"], state.shrinks)
+    changes.add_metric(["grow"], state.grows)
+    yield changes

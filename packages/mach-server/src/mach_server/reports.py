@@ -81,6 +81,9 @@ def stats(service: InferenceService) -> dict[str, Any]:
             "limit_bytes": facts.limit_bytes,
             "limit_source": facts.limit_source,
             "wired_bytes": facts.wired_bytes,
+            "bank_bytes": thread.snapshot.store["bank_bytes"],
+            "bank_declared_bytes": facts.bank_bytes,
+            "pressure": thread.memory_state().as_dict(),
         },
     }
 

@@ -13,14 +13,16 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 
 from mach.commands.process import run_command
+from mach.commands.progress_bar import ProgressBar
 from mach_server.api_key import VARIABLE
 from mach_server.http_server import HttpServer
 from mach_server.inference_service import InferenceService
 from mach_server.listening_socket import tcp_socket, unix_socket
-from mach_server.log_output import logging_to
+from mach_server.log_output import MEMORY, logging_to
 from mach_server.serve_options import ServeOptions, parse
 from mach_server.startup_lines import startup_lines
 from mach_server.trace_recording import TraceRecording
@@ -52,9 +54,9 @@ def _run(options: ServeOptions) -> bool:
     recording = None
     if options.record_trace is not None:
         recording = TraceRecording(options.record_trace, options.record_trace_bytes)
-    service = InferenceService(
-        options.engine, options.limits, target_only=options.target_only, recording=recording
-    )
+    bar = ProgressBar(quiet=options.quiet or options.log_format == "json")
+    engine = replace(options.engine, listener=bar.update)
+    service = InferenceService(engine, options.limits, target_only=options.target_only, recording=recording)
     # The address before the weights: a port in use should not cost a long load.
     if options.uds is None:
         listening = tcp_socket(options.host, options.port, options.limits)
@@ -69,8 +71,9 @@ def _run(options: ServeOptions) -> bool:
         )
     try:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(HttpServer(service, listening, access), service, listening.url))
+            runner.run(_serve(HttpServer(service, listening, access), service, listening.url, bar))
     finally:
+        bar.close()
         listening.close()
     ended = service.close()
     if not ended:
@@ -78,7 +81,7 @@ def _run(options: ServeOptions) -> bool:
     return ended
 
 
-async def _serve(server: HttpServer, service: InferenceService, url: str) -> None:
+async def _serve(server: HttpServer, service: InferenceService, url: str, bar: ProgressBar) -> None:
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
 
@@ -95,11 +98,12 @@ async def _serve(server: HttpServer, service: InferenceService, url: str) -> Non
             )
 
     def ready() -> None:
+        bar.close()
         facts = service.facts
         if facts.reader == "diagnostic-python":
             log.warning("experts are read by the slow diagnostic Python reader (%s)", facts.reader_reason)
         if facts.streaming:
-            log.info("experts are read %s: %s", facts.direct.way, facts.direct.reason)
+            logging.getLogger(MEMORY).info("experts are read %s: %s", facts.direct.way, facts.direct.reason)
         # Until here a signal ends the process at once: nothing is to be drained, and no load can be stopped.
         for number in signals:
             loop.add_signal_handler(number, drain)

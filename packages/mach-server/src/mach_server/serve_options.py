@@ -40,6 +40,7 @@ class ServeOptions:
         log_format: `text` or `json`.
         record_trace: file or directory for a trace of all routes, or None.
         record_trace_bytes: at most so large.
+        quiet: whether no progress bar is drawn while loading.
     """
 
     engine: EngineConfig
@@ -54,6 +55,7 @@ class ServeOptions:
     log_format: LogFormat
     record_trace: str | None
     record_trace_bytes: int
+    quiet: bool
 
     def access(self, *, loopback: bool, is_unix: bool) -> Access:
         """The rules for an address. Args: loopback: only this machine reaches it; is_unix: what it is."""
@@ -131,6 +133,7 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
         log_format=options.log_format,
         record_trace=options.record_trace,
         record_trace_bytes=int(1e6 * (options.record_trace_mb or DEFAULT_MEGABYTES)),
+        quiet=options.quiet,
     )
 
 
@@ -150,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
         choices=("text", "json"),
         default="text",
         help="how stderr's lines look, one for each request among them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress bar on stderr while the model is loaded"
     )
     return parser
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,13 +16,14 @@ from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import BankResizeError, DispatchCancelledError
-from mach_store.eviction import DEFAULT_POLICY
+from mach_store.eviction import DEFAULT_POLICY, Key
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.pool_shape import PoolShape
 from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass
@@ -54,6 +55,7 @@ class BankCache:
         form: how experts lie in memory.
         residency: `"streaming"` or the form's own name, for reports.
         policy: the name of what chooses who leaves.
+        reclaimed_bytes: what the arena has given back so far, each time counted.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class BankCache:
         scratch_experts: int = 16,
         form: BankForm | None = None,
         policy: str = DEFAULT_POLICY,
+        reclaim: bool = False,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -79,6 +82,7 @@ class BankCache:
             scratch_experts: experts that the arena for transient prefill holds at once.
             form: how experts lie in memory; None is as they are stored.
             policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
+            reclaim: whether the arena's memory is given back while decoding (`begin_decoding`).
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -91,6 +95,7 @@ class BankCache:
         self._held: list[mx.array] = []
         self._routed: list[RoutedPass] | None = None
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
+        self._reclaim, self._scratch_in_use, self.reclaimed_bytes = reclaim, False, 0
         self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
@@ -120,6 +125,7 @@ class BankCache:
         self.policy = policy
         self.resize_refusal = page_return.refusal()
         self.given_up = 0
+        self._resized = False
 
     @property
     def nbytes(self) -> int:
@@ -136,6 +142,16 @@ class BankCache:
         """Bytes the scratch arena takes, from its first use on; 0 when the bank is whole and needs none."""
         used = self._pools if not self.whole else [pool for pool in self._pools if pool.narrow]
         return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in used)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes the scratch arena takes where the bank is not whole."""
+        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
+
+    @property
+    def unfilled_bytes(self) -> int:
+        """Bytes of empty slots that may not be in memory, because the bank has been smaller; else 0."""
+        return sum(pool.free * pool.slot_bytes for pool in self._pools) if self._resized else 0
 
     @property
     def slots(self) -> int:
@@ -212,7 +228,30 @@ class BankCache:
         schema = self.source.schemas[layer]
         if schema not in self._scratch:
             self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
+        self._scratch_in_use = True
         return self._scratch[schema]
+
+    def begin_decoding(self) -> None:
+        """The prompt has been processed: with `reclaim` the arena's memory goes back to the system.
+
+        The next long prompt takes it again. An arena in which every pass computes (a narrow bank's) stays.
+        No graph that is not finished refers to it: a prefill's results have been evaluated.
+
+        Raises:
+            BankResizeError: the system refused.
+        """
+        if not (self._reclaim and self._scratch_in_use):
+            return
+        for schema in [schema for schema in self._scratch if not self.form.narrow(schema)]:
+            arena = self._scratch[schema]
+            self.reclaimed_bytes += arena.nbytes
+            if self.resize_refusal is None:
+                # Faster than new arrays, and it does not wait for an allocator to let go.
+                arena.release_from(0)
+            else:
+                del arena, self._scratch[schema]
+                mx.clear_cache()
+        self._scratch_in_use = False
 
     def begin_read(
         self,
@@ -264,6 +303,7 @@ class BankCache:
         """
         if self.resize_refusal is not None:
             raise BankResizeError(f"the expert cache keeps its size: {self.resize_refusal}")
+        self._resized = True
         self.release()
         mx.synchronize()  # a pass queued ahead reads slots that are about to go
         budget_bytes = max(self.least_bytes, min(budget_bytes, self.declared_bytes))
@@ -282,13 +322,18 @@ class BankCache:
         self.budget_bytes = budget_bytes
         return self.nbytes
 
-    def prewarm(self) -> None:
+    def prewarm(self, listener: LoadListener = unheard) -> None:
         """Read every expert, when the bank is whole: nothing is then read while serving."""
         if not self.whole:
             return
+        done = 0
+        listener("experts", 0, self.nbytes)
         for bank in self.layers.values():
             for first in range(0, bank.num_experts, PREWARM_BATCH):
-                bank.acquire(range(first, min(first + PREWARM_BATCH, bank.num_experts)))
+                last = min(first + PREWARM_BATCH, bank.num_experts)
+                bank.acquire(range(first, last))
+                done += (last - first) * bank.pool.slot_bytes
+                listener("experts", done, self.nbytes)
             bank.counters.hits = bank.counters.misses = 0
             bank.uses = array("Q", bytes(8 * bank.num_experts))
         self._unpin()
@@ -300,11 +345,18 @@ class BankCache:
             total.add(bank.counters)
         return total
 
+    def keep_hot(self, keys: Iterable[Key]) -> None:
+        """From now on the experts `keys`, in the bank or not, are given up only when nothing else is left."""
+        wanted = frozenset(keys)
+        for pool in self._pools:
+            pool.policy.kept = frozenset(key for key in wanted if key[0] in pool.occupancy)
+
     def stats(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports as `streaming_summary`."""
         return {
             "residency": self.residency,
             "policy": self.policy,
+            "hot_experts_pinned": sum(len(pool.policy.kept) for pool in self._pools),
             "budget_bytes": self.budget_bytes,
             "declared_budget_bytes": self.declared_bytes,
             "resizable": self.resize_refusal is None,
@@ -314,7 +366,12 @@ class BankCache:
             "bank_slots": self.slots,
             "experts_total": sum(bank.num_experts for bank in self.layers.values()),
             "experts_resident": sum(len(pool.table) for pool in self._pools),
-            "scratch_bytes": sum(arena.nbytes for arena in self._scratch.values()),
+            "scratch_bytes": sum(
+                arena.nbytes
+                for schema, arena in self._scratch.items()
+                if self._scratch_in_use or self.form.narrow(schema)
+            ),
+            "scratch_reclaimed_bytes": self.reclaimed_bytes,
             "native_reader": self.reader.native,
             **self.totals().as_dict(),
             "layers": {

@@ -42,5 +42,11 @@ class ExpertSource(Protocol):
     def path_of(self, layer: int, segment: int, expert: int) -> str:
         """The file that holds this segment of an expert, for messages."""
 
+    def changed(self, fds: Sequence[int]) -> str | None:
+        """The path of one of `fds` (from `locate`) that was written to since it was opened, or None.
+
+        Asked after reads of what has no checksums.
+        """
+
     def close(self) -> None:
         """Close every file."""

@@ -11,12 +11,13 @@ holds for each of them, not only for those of the stack kind.
 Two refinements: all keys are known beforehand, so that every layer gives its part of them (stratified
 sampling); and misses are divided by the references expected at this rate, not by those seen (SHARDS-adj),
 so that it matters less whether chance has chosen a layer's hottest key. With few enough keys all are
-watched, and the rates are what real banks would have had. With 2,048 of 6,144 (Zipf traffic of eight kinds)
-they were within 0.02 of that, and within 0.04 for half of a bank of a quarter of the experts.
+watched, and the rates are what real banks would have had. With 1,024 of 6,144 and a bank of a quarter of
+them (Zipf traffic of several kinds) they were within 0.03 of that; within 0.04 for half of that bank under
+LRU.
 
 What is not modelled: prompts. Their chunks go past a bank that is full (`transient_prefill`) and only renew
-the standing of what is in it; on mach-pico that moved no rate by more than 0.002. Nor are reads that fail,
-nor experts that are read before they are asked for.
+the standing of what is in it; on mach-pico that moved no rate by more than 0.002 (LRU). Nor are failed
+reads, experts read ahead, and experts that are kept against the policy.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from mach_store.routed_pass import RoutedPass
 RELATIVE_SIZES = (0.5, 1.0, 1.5, 2.0)
 """Sizes that are simulated, in parts of the present bank."""
 
-MOST_KEYS = 2048
+MOST_KEYS = 1024
 """Keys watched at most, but for the one that every layer gives."""
 
 HALF_LIFE_TOKENS = 2048.0
@@ -106,14 +107,21 @@ class MissRatioCurve:
         """Part of the keys that is watched."""
         return self.sampled_keys / self.keys
 
-    def feed(self, passes: Iterable[RoutedPass]) -> None:
-        """Take in the routes of decode passes, in the order of their computation."""
+    def feed(self, passes: Iterable[RoutedPass], *, counts: bool = True) -> None:
+        """Take in the routes of decode passes, in the order of their computation.
+
+        Args:
+            passes: routes of every layer.
+            counts: False only lets the miniatures settle, after a time in which they heard of nothing.
+        """
         tokens = 0
         for layer, ids in passes:
             experts = sorted(ids[0].tolist()) if len(ids) == 1 else np.unique(ids).tolist()
-            tokens += layer == self._first_layer
-            self.references += len(experts)
-            self._pool_of[layer].use(layer, experts)
+            used = self._pool_of[layer].use(layer, experts)
+            if counts:
+                tokens += layer == self._first_layer
+                self.references += len(experts)
+                self._pool_of[layer].count(len(experts), used)
         if tokens:
             self.tokens += tokens
             remains = 0.5 ** (tokens / self._half_life)
@@ -196,8 +204,8 @@ class _SampledPool:
             bank = MiniatureBank(max(1, round(self.rate * slots)), policy)
         return _Size(slots=slots, limit=limit, bank=bank)
 
-    def use(self, layer: int, experts: Sequence[int]) -> None:
-        """A decode pass needs `experts` of `layer`."""
+    def use(self, layer: int, experts: Sequence[int]) -> tuple[int, list[int]]:
+        """A decode pass needs `experts` of `layer`: first references, and what each size missed besides."""
         key_of, seen = self.key_of[layer], self._seen
         keys = [key_of[expert] for expert in experts if expert in key_of]
         first = 0
@@ -205,11 +213,14 @@ class _SampledPool:
             if key not in seen:
                 seen.add(key)
                 first += 1
-        self.counted += len(experts) - first / self.rate
-        if keys:
-            for size in self.sizes:
-                if size.bank is not None:
-                    size.missed += size.bank.use(keys) - first
+        return first, [size.bank.use(keys) - first if size.bank else 0 for size in self.sizes]
+
+    def count(self, needed: int, used: tuple[int, list[int]]) -> None:
+        """Count what a pass needed and `use` returned."""
+        first, missed = used
+        self.counted += needed - first / self.rate
+        for size, misses in zip(self.sizes, missed, strict=True):
+            size.missed += misses
 
     def age(self, remains: float) -> None:
         """What was counted so far counts `remains` times as much."""

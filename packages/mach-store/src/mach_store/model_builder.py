@@ -18,6 +18,7 @@ from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames
 from mach.io.model_tensors import model_config, unsupported_value
 from mach_store.errors import StoreError
+from mach_store.load_progress import LoadListener, evaluate_weights, unheard
 from mach_store.model_repairs import repair_model, repair_weights, widen_embeddings
 
 SwitchFactory = Callable[[int, nn.Module], nn.Module]
@@ -34,7 +35,11 @@ def compute_dtype() -> mx.Dtype:
 
 
 def build_model(
-    directory: Path, adapter: MoeArchAdapter, moe_layers: Sequence[int], factory: SwitchFactory
+    directory: Path,
+    adapter: MoeArchAdapter,
+    moe_layers: Sequence[int],
+    factory: SwitchFactory,
+    listener: LoadListener = unheard,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The family's mlx-lm model with every routed-expert module replaced, other weights loaded.
 
@@ -46,6 +51,7 @@ def build_model(
         adapter: its family.
         moe_layers: model indices of the layers that have routed experts.
         factory: makes the replacement of one layer's experts.
+        listener: is told how far the reading of weights is.
 
     Returns:
         The model, evaluated, and its config.
@@ -88,7 +94,7 @@ def build_model(
     if compute_dtype() == mx.float32:
         model.set_dtype(mx.float32)
         widen_embeddings(model)
-    mx.eval(model.parameters())
+    evaluate_weights(model, listener)
     return model, config
 
 

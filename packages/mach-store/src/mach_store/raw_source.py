@@ -11,6 +11,7 @@ from mach.io.raw_experts import RawPart, RawWeight, raw_experts
 from mach.io.sidecar_layout import COMPONENTS, PROJECTIONS, RecordSchema, build_schema
 from mach_store.errors import StoreError
 from mach_store.expert_source import Location
+from mach_store.file_marks import FileMarks
 from mach_store.stacked_source import DTYPE_NAMES
 
 
@@ -37,6 +38,7 @@ class RawSource:
         self.schemas: dict[int, RecordSchema] = {}
         self._places: dict[int, list[_Place]] = {}
         self._fds: dict[str, int] = {}
+        self._marks = FileMarks()
         for layer, weights in found.layers.items():
             self.schemas[layer], self._places[layer] = _record(weights)
         try:
@@ -45,6 +47,7 @@ class RawSource:
                     for entry in place.part.entries:
                         if entry.file not in self._fds:
                             self._fds[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+                            self._marks.remember(self._fds[entry.file], entry.file)
         except OSError as error:
             self.close()
             raise StoreError(f"{error.filename}: cannot be opened ({error.strerror})") from error
@@ -62,6 +65,10 @@ class RawSource:
     def path_of(self, layer: int, segment: int, expert: int) -> str:
         """See `ExpertSource`."""
         return self._places[layer][segment].part.start(expert)[0]
+
+    def changed(self, fds: Sequence[int]) -> str | None:
+        """See `ExpertSource`."""
+        return self._marks.changed(fds)
 
     def close(self) -> None:
         """See `ExpertSource`."""

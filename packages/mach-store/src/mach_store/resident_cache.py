@@ -16,6 +16,7 @@ from mach_store.expert_arrays import DTYPES, packing_of, widens
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
 from mach_store.expert_map import LayerExperts
+from mach_store.load_progress import LoadListener, unheard
 from mach_store.routed_pass import RoutedPass
 from mach_store.stacked_source import stacked_schemas
 
@@ -62,7 +63,11 @@ class ResidentStackedExpertCache:
     host_free = True
 
     def __init__(
-        self, inspection: CheckpointInspection, compute: mx.Dtype, kernels: CpuKernels | None = None
+        self,
+        inspection: CheckpointInspection,
+        compute: mx.Dtype,
+        kernels: CpuKernels | None = None,
+        listener: LoadListener = unheard,
     ) -> None:
         """Load every expert, layer by layer, in the dtype that what computes wants.
 
@@ -70,6 +75,7 @@ class ResidentStackedExpertCache:
             inspection: of a checkpoint with the stacked layout (the caller has asked the gate).
             compute: dtype of the activations.
             kernels: what computes; stock operations if not given.
+            listener: is told how many bytes, as stored, have been read.
         """
         self.cancelled: Callable[[], bool] = _never
         self._routed: list[tuple[int, mx.array]] = []
@@ -77,7 +83,7 @@ class ResidentStackedExpertCache:
         self.layers: dict[int, ResidentLayer] = {}
         files: dict[str, dict[str, mx.array]] = {}
         names = {(entry.file, entry.start): name for name, entry in inspection.tensors.items()}
-        self.nbytes = 0
+        self.nbytes = read = 0
         for layer, schema in self.schemas.items():
             components: dict[str, dict[str, mx.array]] = {}
             as_stored = kernels_take_schema(schema, kernels)
@@ -94,6 +100,8 @@ class ResidentStackedExpertCache:
             arrays = [array for group in components.values() for array in group.values()]
             mx.eval(arrays)
             self.nbytes += sum(array.nbytes for array in arrays)
+            read += self.num_experts * schema.nbytes
+            listener("experts", read, inspection.expert_bytes)
             self.layers[layer] = ResidentLayer(
                 layer,
                 self.num_experts,
@@ -143,6 +151,9 @@ class ResidentStackedExpertCache:
             RoutedPass(layer, np.array(indices).reshape(-1, indices.shape[-1]).astype(np.uint16))
             for layer, indices in routed
         ]
+
+    def begin_decoding(self) -> None:
+        """Nothing is given back: for symmetry with `BankCache`."""
 
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""

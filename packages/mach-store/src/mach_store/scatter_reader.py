@@ -74,7 +74,8 @@ class ScatterReader:
 
         Raises:
             SidecarCorruptionError: a checksum differs.
-            ExpertReadError: the system refused a read, or the file ended.
+            ExpertReadError: the system refused a read, the file ended, or it has no checksums and was written
+                to since it was opened.
         """
         where = source.locate(layer, experts)
         began = time.perf_counter()
@@ -105,6 +106,15 @@ class ScatterReader:
             seconds = time.perf_counter() - began
             counters.read_seconds += seconds
             counters.wait_seconds += seconds
+        changed = source.changed(where.fds) if where.crcs is None else None
+        if changed is not None:
+            raise ExpertReadError(
+                f"{changed}: layer {layer}, expert {experts[0]}: cannot be read: the file was written to "
+                "after it was opened, and has no checksums; load the checkpoint again",
+                path=changed,
+                layer=layer,
+                expert=experts[0],
+            )
 
 
 def open_reader(settings: StoreSettings) -> ScatterReader:

@@ -11,7 +11,7 @@ from mach_store.errors import SettingError
 from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
 FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
-DECODE_RESIDENCY_WORDS: tuple[str, ...] = ()
+DECODE_RESIDENCY_WORDS = ("pin", "reclaim")
 """What `LME_DECODE_RESIDENCY` may ask for; a word stands here once something obeys it."""
 
 
@@ -25,6 +25,7 @@ class StoreSettings:
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
             `direct_choice` to say.
+        memory_pressure: `LME_MEMORY_PRESSURE`; the bank shrinks when the machine's memory runs short.
         verify_reads: `LME_VERIFY_READS`; check every record's checksum as it is read.
         transient_min_tokens: `LME_TRANSIENT_MIN_TOKENS`; from this many tokens on, a forward pass goes
             expert by expert through the scratch arena and leaves the bank's contents alone.
@@ -36,13 +37,15 @@ class StoreSettings:
             from slices of stacked tensors.
         eviction_policy: `LME_BANK_EVICTION_POLICY`; who leaves a bank that is full, one of `POLICIES`.
         decode_residency: `LME_DECODE_RESIDENCY`; words of DECODE_RESIDENCY_WORDS with commas between them, or
-            `off`.
+            `off`. `pin`: the hottest experts are given up last (`mach_decode.hot_pins`). `reclaim`: the
+            scratch arena's memory is given back while tokens are decoded.
     """
 
     use_gather_dispatch: bool = True
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
     direct_io: bool | None = None
+    memory_pressure: bool = True
     verify_reads: bool = True
     transient_min_tokens: int = 32
     scratch_experts: int = SCRATCH_EXPERTS
@@ -68,6 +71,7 @@ class StoreSettings:
             ),
             read_threads=_integer(environment, "LME_READ_THREADS", default.read_threads, 1, 64),
             direct_io=_auto_flag(environment, "LME_DIRECT_IO"),
+            memory_pressure=_flag(environment, "LME_MEMORY_PRESSURE", default.memory_pressure),
             verify_reads=_flag(environment, "LME_VERIFY_READS", default.verify_reads),
             transient_min_tokens=_integer(
                 environment, "LME_TRANSIENT_MIN_TOKENS", default.transient_min_tokens, 2, 1 << 20

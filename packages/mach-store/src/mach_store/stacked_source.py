@@ -9,6 +9,7 @@ from mach.io.inspection import CheckpointInspection
 from mach.io.sidecar_layout import COMPONENTS, PROJECTIONS, Quantization, RecordSchema, build_schema
 from mach_store.errors import StoreError
 from mach_store.expert_source import Location
+from mach_store.file_marks import FileMarks
 
 DTYPE_NAMES = {"U8": "uint8", "U32": "uint32", "F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
@@ -65,6 +66,7 @@ class StackedSource:
         """
         self.schemas, self.num_experts = stacked_schemas(inspection)
         self._fds: dict[str, int] = {}
+        self._marks = FileMarks()
         self._places: dict[int, list[tuple[int, int, int]]] = {}
         self._paths: dict[int, list[str]] = {}
         try:
@@ -74,6 +76,7 @@ class StackedSource:
                     entry = inspection.stacked[layer][segment.projection][segment.component]
                     if entry.file not in self._fds:
                         self._fds[entry.file] = os.open(entry.file, os.O_RDONLY | os.O_CLOEXEC)
+                        self._marks.remember(self._fds[entry.file], entry.file)
                     places.append((self._fds[entry.file], entry.start, segment.nbytes))
                     paths.append(entry.file)
                 self._places[layer], self._paths[layer] = places, paths
@@ -93,6 +96,10 @@ class StackedSource:
     def path_of(self, layer: int, segment: int, expert: int) -> str:
         """See `ExpertSource`."""
         return self._paths[layer][segment]
+
+    def changed(self, fds: Sequence[int]) -> str | None:
+        """See `ExpertSource`."""
+        return self._marks.changed(fds)
 
     def close(self) -> None:
         """See `ExpertSource`."""

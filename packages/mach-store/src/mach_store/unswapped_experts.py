@@ -64,6 +64,9 @@ class UnswappedExperts:
         """None is seen."""
         return []
 
+    def begin_decoding(self) -> None:
+        """Nothing is given back: for symmetry with `BankCache`."""
+
     def abandon(self) -> None:
         """Nothing is pinned: for symmetry with `BankCache`."""
 

@@ -47,7 +47,7 @@ def _memory() -> Machine:
 
 def linux_machine(root: str) -> Machine:
     """A Linux machine, from the files below `root`: MemAvailable, or less where a cgroup says so."""
-    meminfo = _pairs(os.path.join(root, "proc/meminfo"))
+    meminfo = named_integers(os.path.join(root, "proc/meminfo"))
     total, available = meminfo.get("MemTotal:"), meminfo.get("MemAvailable:")
     if total is None or available is None:
         return Machine("cpu", None, None, "/proc/meminfo cannot be read")
@@ -59,41 +59,67 @@ def linux_machine(root: str) -> Machine:
     return Machine("cpu", total, available, source)
 
 
-def _cgroup_limits(root: str) -> list[tuple[int, int]]:
-    """(limit, use that cannot be reclaimed) of every cgroup above this process."""
+class CgroupDirectory(NamedTuple):
+    """A memory cgroup that this process is in: the own one, or one above it.
+
+    Attributes:
+        path: its directory.
+        unified: whether it is of version 2.
+        own: whether the process is directly in it.
+    """
+
+    path: str
+    unified: bool
+    own: bool
+
+
+def cgroup_directories(root: str) -> list[CgroupDirectory]:
+    """The memory cgroups above this process; empty where there are none."""
     try:
         with open(os.path.join(root, "proc/self/cgroup")) as handle:
             lines = handle.read().splitlines()
     except OSError:
         return []
-    limits = []
+    found = []
     for line in lines:
         _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
         if controllers == "":
-            mount, names = "sys/fs/cgroup", ("memory.max", "memory.current")
+            mount, unified = "sys/fs/cgroup", True
         elif "memory" in controllers.split(","):
-            mount, names = "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            mount, unified = "sys/fs/cgroup/memory", False
         else:
             continue
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for depth in range(len(parts), -1, -1):
             directory = os.path.join(root, mount, *parts[:depth])
-            limit, used = (_integer(os.path.join(directory, name)) for name in names)
-            if limit is not None and used is not None:
-                cached = _pairs(os.path.join(directory, "memory.stat")).get("inactive_file", 0)
-                limits.append((limit, max(0, used - cached)))
+            found.append(CgroupDirectory(directory, unified, depth == len(parts)))
+    return found
+
+
+def _cgroup_limits(root: str) -> list[tuple[int, int]]:
+    """(limit, use that cannot be reclaimed) of every cgroup above this process."""
+    limits = []
+    for group in cgroup_directories(root):
+        names = ("memory.max", "memory.current")
+        if not group.unified:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (integer_file(group.path, name) for name in names)
+        if limit is not None and used is not None:
+            cached = named_integers(os.path.join(group.path, "memory.stat")).get("inactive_file", 0)
+            limits.append((limit, max(0, used - cached)))
     return limits
 
 
-def _integer(path: str) -> int | None:
+def integer_file(directory: str, name: str) -> int | None:
+    """The integer in a kernel file; None where there is no such file, or it holds a word like `max`."""
     try:
-        with open(path) as handle:
+        with open(os.path.join(directory, name)) as handle:
             return int(handle.read(64))
-    except (OSError, ValueError):  # absent, or the word "max"
+    except (OSError, ValueError):
         return None
 
 
-def _pairs(path: str) -> dict[str, int]:
+def named_integers(path: str) -> dict[str, int]:
     """The `name value …` lines of a kernel file; empty if there is none."""
     pairs = {}
     try:
@@ -109,10 +135,10 @@ def _pairs(path: str) -> dict[str, int]:
 
 def _mac() -> Machine:
     backend = "metal" if os.uname().machine == "arm64" else "cpu"
-    total = _sysctl("hw.memsize")
+    total = sysctl("hw.memsize")
     if total is None:
         return Machine(backend, None, None, "sysctl hw.memsize failed")
-    return mac_machine(backend, total, (_sysctl("iogpu.wired_limit_mb") or 0) << 20)
+    return mac_machine(backend, total, (sysctl("iogpu.wired_limit_mb") or 0) << 20)
 
 
 def mac_machine(backend: str, total: int, wired_limit: int) -> Machine:
@@ -127,7 +153,8 @@ def mac_machine(backend: str, total: int, wired_limit: int) -> Machine:
     return Machine(backend, total, share, "Metal's recommended working set, estimated")
 
 
-def _sysctl(name: str) -> int | None:
+def sysctl(name: str) -> int | None:
+    """An integer that macOS's kernel tells; None if it does not."""
     import ctypes.util  # noqa: PLC0415 - slow to import, and of no use elsewhere
 
     library = ctypes.CDLL(ctypes.util.find_library("c"))

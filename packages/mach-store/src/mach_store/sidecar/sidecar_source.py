@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from mach.io.sidecar_layout import RecordSchema, SidecarLayout, SidecarLayoutError, check_files, read_layout
 from mach_store.expert_source import Location
+from mach_store.file_marks import FileMarks
 
 
 class SidecarSource:
@@ -45,6 +46,7 @@ class SidecarSource:
         self._layers = {layer.index: layer for layer in self.layout.layers}
         self.verifies = verify
         self._fds: dict[int, int] = {}
+        self._marks = FileMarks()
         try:
             self._open_files(direct)
         except OSError as error:
@@ -56,7 +58,9 @@ class SidecarSource:
 
     def _open_files(self, direct: bool) -> None:
         for layer in self.layout.layers:
-            self._fds[layer.index] = _open(os.path.join(self.directory, layer.file), direct)
+            path = os.path.join(self.directory, layer.file)
+            self._fds[layer.index] = _open(path, direct)
+            self._marks.remember(self._fds[layer.index], path)
 
     def locate(self, layer: int, experts: Sequence[int]) -> Location:
         """See `ExpertSource`."""
@@ -70,6 +74,10 @@ class SidecarSource:
     def path_of(self, layer: int, segment: int, expert: int) -> str:
         """See `ExpertSource`."""
         return os.path.join(self.directory, self._layers[layer].file)
+
+    def changed(self, fds: Sequence[int]) -> str | None:
+        """See `ExpertSource`."""
+        return self._marks.changed(fds)
 
     def direct_twin(self) -> SidecarSource:
         """The same sidecar, read past the page cache.

@@ -30,8 +30,16 @@ class _NoArrays(NamedTuple):
 class _NoMemory(NamedTuple):
     """A bank form whose arrays hold nothing."""
 
-    narrow: bool
+    is_narrow: bool
     residency: str = "replay"
+
+    def narrow(self, schema: RecordSchema) -> bool:
+        """See `BankForm`."""
+        return self.is_narrow
+
+    def for_kernels(self, schema: RecordSchema) -> bool:
+        """See `BankForm`; nothing is computed."""
+        return False
 
     def bank(self, schema: RecordSchema, slots: int) -> ExpertArrays:
         """See `BankForm`."""

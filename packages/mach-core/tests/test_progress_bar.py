@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from mach_cli.progress_bar import ProgressBar, bar_line
+from mach.commands.progress_bar import TOKENS, ProgressBar, bar_line
 
 
 class Terminal(io.StringIO):
@@ -71,4 +71,30 @@ def test_a_run_that_fails_at_once_leaves_no_empty_line() -> None:
     stream = Terminal()
     with pytest.raises(ValueError, match="x"), ProgressBar(stream):
         raise ValueError("x")
+    assert stream.getvalue() == ""
+
+
+def test_tokens_have_a_speed_of_their_own() -> None:
+    line = bar_line("prompt", 512, 2047, 512, 2.0, 60, TOKENS)
+    assert line.startswith("prompt [###") and line.endswith(" 25% 256 tok/s 0:06 left")
+
+
+def test_another_total_is_another_measurement_and_a_closed_bar_begins_anew(monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Terminal()
+    with ProgressBar(stream) as bar:
+        bar.update("weights", 10**15, 10**15)
+        bar.update("experts", 0, 10**6)
+        assert " 0 MB/s" in stream.getvalue().rpartition("\r")[2], "the weights' speed is not the experts'"
+        bar.close()
+        bar.close()
+        assert stream.getvalue().count("\n") == 1
+        bar.update("experts", 10**6, 10**6)
+    assert stream.getvalue().count("\n") == 2
+
+
+def test_a_quiet_bar_draws_nothing() -> None:
+    stream = Terminal()
+    with ProgressBar(stream, quiet=True) as bar:
+        bar.update("x", 1, 2)
     assert stream.getvalue() == ""
