@@ -1,7 +1,7 @@
 """Routed experts out of a bank and the disk, as lazy MLX operations on the CPU: the in-graph dispatch.
 
-Owns the door to the C++ extension: it compares the MLX that it was built against with the one that is installed,
-before anything of it is loaded. Knows nothing of checkpoints, models or eviction policies.
+Owns the door to the C++ extension: it compares the MLX that it was built against with the one that is
+installed, before anything of it is loaded. Knows nothing of checkpoints, models or eviction policies.
 """
 
 import mlx.core as mx

@@ -2,28 +2,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
+
 from lme_cpu_kernels import ExpertProduct
 
 Arrival = tuple[int, int, int, bool]
 """(expert, slot, key that was evicted from it or -1, whether the read failed and the slot is empty)."""
 
 Pass = tuple[int, int, int, list[int], list[Arrival], int, bytes | None, int, float, float]
-"""(layer, mark, serial, distinct experts that were there, arrivals in order, k, routes, bytes, reading, waiting).
+"""(layer, mark, serial, distinct experts that were there, arrivals in order, k, routes, bytes, reading,
+waiting).
 
-The routes are uint32 [tokens, k] if they are observed. Bytes were read from disk; reading and waiting are seconds:
-from the first read's beginning to the last one's end, and in which nothing was computed because of them.
+The routes are uint32 [tokens, k] if they are observed. Bytes were read from disk; reading and waiting are
+seconds: from the first read's beginning to the last one's end, and in which nothing was computed because of
+them.
 """
 
 class StreamedLayer:
     """A layer's routed experts, lazily."""
 
     def __call__(self, x: mx.array, ids: mx.array, mark: int) -> mx.array:
-        """x [..., hidden] float32, ids [..., k] int32 or uint32 → [..., k, hidden] float32.
+        """X [..., hidden] float32, ids [..., k] int32 or uint32 → [..., k, hidden] float32.
 
         The log of the pass has `mark`, which means nothing here.
 
-        Looks experts up when it is evaluated, whatever the graph was built with. A pass that fails, and every one
-        after it, gives NaN: ask `ExpertStream.drain` before a result is used.
+        Looks experts up when it is evaluated, whatever the graph was built with. A pass that fails, and
+        every one after it, gives NaN: ask `ExpertStream.drain` before a result is used.
 
         Raises:
             ValueError: a dtype or shape is not as described.
@@ -32,12 +35,12 @@ class StreamedLayer:
 class ExpertStream:
     """A model's routed experts while most are on disk.
 
-    A pass of a layer runs in MLX's own thread and never takes the GIL: it looks its experts up in the table of
-    the pool, reads the missing ones into slots that were dealt beforehand, computes the resident ones meanwhile
-    and the others as they arrive, and logs what it did.
+    A pass of a layer runs in MLX's own thread and never takes the GIL: it looks its experts up in the table
+    of the pool, reads the missing ones into slots that were dealt beforehand, computes the resident ones
+    meanwhile and the others as they arrive, and logs what it did.
 
-    Experts are named by keys: `add_layer` says the key of a layer's first one. Layers and pools are numbered in
-    the order of their adding. All methods may be called while passes run.
+    Experts are named by keys: `add_layer` says the key of a layer's first one. Layers and pools are
+    numbered in the order of their adding. All methods may be called while passes run.
 
     `threads` read besides the thread that runs a pass. `direct`: the descriptors were opened with O_DIRECT.
     """
@@ -86,7 +89,8 @@ class ExpertStream:
         """Candidates left of the hand."""
 
     def set(self, pool: int, slots: Sequence[int], keys: Sequence[int]) -> None:
-        """Somebody else has filled `slots` with the experts `keys`, or emptied them (-1), while no pass ran."""
+        """Somebody else has filled `slots` with the experts `keys`, or emptied them (-1), while no pass
+        ran."""
 
     def pin(self, pool: int, slots: Sequence[int]) -> None:
         """Never take these until `unpin`: somebody else's graph refers to them."""
@@ -100,10 +104,9 @@ class ExpertStream:
     def drain(self) -> tuple[int, list[Pass], Mapping[str, Any] | None]:
         """Everything since the last call: (serial, passes, failure); what was used up to `serial` is told.
 
-
         A failure stays until `forgive`, and passes fail until then. Its keys: "kind" ("read", "checksum",
-        "route", "slots" or "memory") and "layer"; "expert" and the fields of `ReadError` or `ChecksumError`; "routes",
-        the distinct ids.
+        "route", "slots" or "memory") and "layer"; "expert" and the fields of `ReadError` or
+        `ChecksumError`; "routes", the distinct ids.
         """
 
     def forgive(self) -> None:

@@ -15,6 +15,7 @@ from mach_decode.engine import Engine, EngineConfig
 from mach_store.counters import LayerCounters
 from mach_store.engine_checkpoint import write_stacked_checkpoint
 from mach_store.expert_arrays import slot_bytes
+from mach_store.settings import StoreSettings
 from mach_store.sidecar.sidecar_source import SidecarSource
 from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
@@ -157,6 +158,7 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
             kv_bytes=None,
             directory=Path("scripted"),
             dispatch="gather",
+            settings=StoreSettings(),
         )
         engine = Engine(loaded, prefill_chunk=prefill_chunk)
         engine.end_tokens = frozenset(end_tokens)

@@ -21,6 +21,7 @@ from mach_decode.memory_flags import NO_BUDGETS, MemoryFlags
 from mach_decode.store_opening import choose_residency
 from mach_decode.unswapped_loader import load_unswapped
 from mach_store.bank_cache import BankCache
+from mach_store.cpu_kernels import stock_kernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.errors import (
     MemoryBudgetError,
@@ -372,7 +373,9 @@ def test_the_residency_of_who_has_no_wish_follows_the_checkpoint_and_the_memory(
     other = inspect_checkpoint(stacked).other_bytes
     monkeypatch.setattr(store_opening, "available_memory", lambda: AvailableMemory(other, "MemAvailable"))
     inspection = inspect_checkpoint(stacked)
-    assert choose_residency(None, inspection, StoreSettings(), NO_BUDGETS) == "streaming"
+    assert (
+        choose_residency(None, inspection, StoreSettings(), NO_BUDGETS, stock_kernels("test")) == "streaming"
+    )
 
 
 def test_an_engine_config_knows_no_other_fields() -> None:

@@ -1,5 +1,4 @@
-"""Passes that find and read their experts by themselves: equal to the fence, whatever the bank, and whole after
-failures."""
+"""Passes that find and read their experts by themselves: equal to the fence, and whole after failures."""
 
 import os
 import sys
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import SwiGLU
 
 from mach_store.cpu_kernels import open_kernels, stock_kernels
 from mach_store.errors import ExpertReadError, SidecarCorruptionError, StoreError
@@ -53,8 +53,6 @@ def layer_of(open_bank):
     """A function (checkpoint, slots, …) → a bank and the in-graph dispatch of its first layer."""
 
     def make(directory, slots, layer=0, activation=None, **options):
-        from mlx_lm.models.switch_layers import SwiGLU
-
         bank = open_bank(directory, slots, **options)
         return bank, GatherSwitchGLU(bank, layer, activation or SwiGLU(), kernels=KERNELS)
 
@@ -265,8 +263,6 @@ def test_a_graph_that_is_held_keeps_its_slots_while_passes_run(checkpoints, laye
 
 
 def test_why_there_is_no_dispatch_in_the_graph_is_said(checkpoints, open_bank, monkeypatch) -> None:
-    from mlx_lm.models.switch_layers import SwiGLU
-
     def told(bank, **options) -> str:
         stats = GatherSwitchGLU(bank, 0, SwiGLU(), **options).stats()
         assert (

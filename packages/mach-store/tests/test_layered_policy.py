@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mach_store.eviction import POLICIES, LfuPolicy, LookaheadPolicy, LruPolicy
 
 LAYERS, EXPERTS = 3, 6
-HALF_LIFE, LONG, SHORT, SHARE, USES_PER_TOKEN = 5.0, 20.0, 3.0, 0.4, 6
+HALF_LIFE, LONG, SHORT, SHARE, TOP_K = 3.0, 12.0, 2.0, 0.4, 2
 
 
 def make(name, floors):
@@ -17,9 +17,7 @@ def make(name, floors):
         return LruPolicy(floors)
     if name == "lfu":
         return LfuPolicy(floors, HALF_LIFE)
-    return LookaheadPolicy(
-        floors, uses_per_token=USES_PER_TOKEN, half_life=LONG, short_half_life=SHORT, short_share=SHARE
-    )
+    return LookaheadPolicy(floors, top_k=TOP_K, half_life=LONG, short_half_life=SHORT, short_share=SHARE)
 
 
 class Naive:
@@ -27,31 +25,42 @@ class Naive:
 
     def __init__(self, name, floors) -> None:
         self.name, self.floors = name, dict(floors)
-        self.uses, self.held, self.kept, self.announced = [], set(), set(), {}
+        self.now, self.last, self.place = 0, {}, LAYERS - 1
+        # For each layer what each use was of: a part of a use for each expert where a prompt was heard.
+        self.uses = {layer: [] for layer in range(LAYERS)}
+        self.held, self.kept, self.announced = set(), set(), {}
 
     def use(self, key) -> None:
-        self.uses.append(key)
+        self.now += 1
+        self.last[key] = self.now
         self.held.add(key)
-        self.announced.pop(key[0], None)
+        self._count(key[0], [{key[1]: 1.0}])
 
-    def decayed(self, key, half_life, until) -> float:
-        return sum(2.0 ** ((time - until) / half_life) for time, use in self.uses_until(until) if use == key)
+    def hear(self, layer, counts) -> None:
+        uses = sum(counts.values())
+        self._count(layer, [{expert: count / uses for expert, count in counts.items()}] * uses)
 
-    def uses_until(self, until):
-        return [(time, use) for time, use in enumerate(self.uses) if time <= until]
+    def _count(self, layer, uses) -> None:
+        self.uses[layer] += uses
+        if uses:
+            self.place = layer
+            self.announced.pop(layer, None)
+
+    def decayed(self, key, half_life) -> float:
+        uses = self.uses[key[0]]
+        return sum(
+            use.get(key[1], 0.0) * 2.0 ** ((time + 1 - len(uses)) / half_life)
+            for time, use in enumerate(uses)
+        )
 
     def rank(self, key) -> float:
-        last = max(time for time, use in enumerate(self.uses) if use == key)
         if self.name == "lru":
-            return last
-        now = len(self.uses) - 1
+            return self.last[key]
         if self.name == "lfu":
-            return self.decayed(key, HALF_LIFE, now)
-        layer = key[0]
-        seen = max(time for time, use in enumerate(self.uses) if use[0] == layer)
-        chance = (1 - SHARE) * self.decayed(key, LONG, seen) * (1 - 2 ** (-USES_PER_TOKEN / LONG))
-        chance += SHARE * self.decayed(key, SHORT, seen) * (1 - 2 ** (-USES_PER_TOKEN / SHORT))
-        ahead = (layer - self.uses[-1][0]) % LAYERS or LAYERS
+            return self.decayed(key, HALF_LIFE)
+        chance = (1 - SHARE) * self.decayed(key, LONG) * (1 - 2 ** (-TOP_K / LONG))
+        chance += SHARE * self.decayed(key, SHORT) * (1 - 2 ** (-TOP_K / SHORT))
+        ahead = (key[0] - self.place) % LAYERS or LAYERS
         return -(ahead + LAYERS * (1 / min(1.0, max(chance, 1e-12)) - 1))
 
     def spared(self, key) -> bool:
@@ -87,7 +96,9 @@ def test_a_random_history_is_answered_as_by_a_naive_model(name, data) -> None:
     floors = data.draw(FLOORS)
     policy, naive = make(name, floors), Naive(name, floors)
     for _ in range(data.draw(st.integers(1, 30))):
-        event = data.draw(st.sampled_from(["use"] * 5 + ["evict", "evict", "floors", "keep", "announce"]))
+        event = data.draw(
+            st.sampled_from(["use"] * 5 + ["evict", "evict", "hear", "floors", "keep", "announce"])
+        )
         pinned = data.draw(st.sets(KEYS, max_size=4))
         if event == "use":
             key = data.draw(KEYS)
@@ -97,6 +108,11 @@ def test_a_random_history_is_answered_as_by_a_naive_model(name, data) -> None:
             for key in policy.candidates(data.draw(st.integers(1, 3)), pinned):
                 policy.remove(key)
                 naive.held.remove(key)
+        elif event == "hear":
+            layer = data.draw(st.integers(0, LAYERS - 1))
+            counts = data.draw(st.dictionaries(st.integers(0, EXPERTS - 1), st.integers(1, 9), min_size=1))
+            policy.heard(layer, counts)
+            naive.hear(layer, counts)
         elif event == "floors":
             naive.floors = data.draw(FLOORS)
             policy.set_floors(naive.floors)

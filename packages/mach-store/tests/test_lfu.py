@@ -23,6 +23,21 @@ def test_old_uses_count_for_less_than_newer_ones() -> None:
     assert policy.victim(()) == (0, 0)
 
 
+def test_what_a_prompt_needed_stays_though_it_was_touched_once() -> None:
+    policy = LfuPolicy({0: 0, 1: 0}, half_life=100)
+    for key in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        policy.insert(key)
+    policy.touch((0, 1))
+    policy.heard(0, {0: 40, 5: 10})
+    # A layer's prompt does not age the counts of the layers before it.
+    policy.heard(1, {1: 40, 6: 10})
+    assert set(policy.candidates(2, ())) == {(0, 1), (1, 0)}
+    policy.remove((1, 0))
+    policy.insert((1, 6))
+    policy.insert((1, 7))
+    assert policy.victim({(0, 1)}) == (1, 7)
+
+
 def test_an_expert_that_comes_back_has_its_history() -> None:
     policy = LfuPolicy({0: 0}, half_life=1000)
     policy.insert((0, 0))

@@ -126,6 +126,16 @@ def test_prefill_fills_free_slots_with_the_hottest_experts_and_no_more_than_the_
     assert bank.totals().misses == 6
 
 
+def test_the_policy_hears_of_a_prompt_that_went_past_the_bank(dispatch_over) -> None:
+    bank, go = dispatch_over(4)
+    go(0, [[0, 1]] * 20 + [[0, 2]] * 12)
+    assert resident(bank, 0) == [0, 1]
+    assert bank.layers[0].pool.policy.candidates(1, ()) == [(0, 1)]
+    go(0, [[1, 3]] * 32)
+    assert resident(bank, 0) == [0, 1]
+    assert bank.layers[0].pool.policy.candidates(1, ()) == [(0, 0)]
+
+
 def test_prefill_evicts_nothing(dispatch_over) -> None:
     bank, go = dispatch_over(4)
     go(0, [[6, 7]])

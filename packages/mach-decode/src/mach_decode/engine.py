@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mach_decode.bank_forecast import BankForecast
 from mach_decode.errors import EngineBusyError, GenerationCancelledError, TokenizerError
 from mach_decode.generation import Generation
+from mach_decode.hot_pins import HotPins
 from mach_decode.kv_budget import KvBudget
 from mach_decode.loaded_model import LoadedModel
 from mach_decode.loader import load_swapped
@@ -81,6 +82,13 @@ def _nothing() -> None:
     pass
 
 
+def _hot_pins(loaded: LoadedModel, observers: RouteObservers) -> HotPins | None:
+    if "pin" not in loaded.settings.decode_residency:
+        return None
+    assert isinstance(loaded.store, BankCache), "loading refuses pins without a bank"
+    return HotPins(loaded.store, observers)
+
+
 class Engine:
     """A model, its tokenizer and its expert store, answering one request at a time.
 
@@ -92,6 +100,7 @@ class Engine:
         kv_budget: how many of them there is memory for.
         route_observers: who sees which experts each token is routed to.
         forecast: what banks of other sizes would do.
+        hot_pins: keeps hot experts in the bank; None unless asked for.
     """
 
     def __init__(self, loaded: LoadedModel, *, prefill_chunk: int | None = None) -> None:
@@ -102,6 +111,7 @@ class Engine:
         self.store = loaded.store
         self.route_observers = RouteObservers(loaded.store)
         self.forecast = BankForecast(loaded.store, self.route_observers, dispatch=loaded.dispatch)
+        self.hot_pins = _hot_pins(loaded, self.route_observers)
         self.kv_caches = loaded.cache
         self.end_tokens = frozenset(self.tokenizer.eos_token_ids)
         self.context_length = loaded.context_length
@@ -188,6 +198,8 @@ class Engine:
         self.store.cancelled = cancelled
         observers, prefill = self.route_observers, True
         try:
+            if self.hot_pins is not None:
+                self.hot_pins.answer_begins()
             observers.answer_began(len(request.prompt))
             while not generation.finished:
                 if cancelled():

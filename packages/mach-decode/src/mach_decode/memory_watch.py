@@ -120,7 +120,7 @@ class MemoryWatch:
         if self._wish is not None:
             return  # the next reading is worth more once it has been carried out
         bank = self._bank
-        arena = 0 if not bank.whole else bank.arena_bytes
+        arena = bank.arena_bytes - bank.scratch_bytes
         wish = self._rule.decide(reading, now, BankState(bank.budget_bytes, bank.unfilled_bytes, arena))
         if wish is None:
             return

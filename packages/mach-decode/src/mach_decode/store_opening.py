@@ -114,6 +114,10 @@ def open_store(
     budgets = flags.budgets(expert_residency, settings)
     if expert_residency == "stacked":
         return _open_resident(inspection, settings, budgets, kernels, listener)
+    if settings.decode_residency and not settings.use_gather_dispatch:
+        raise ResidencyError(
+            "LME_DECODE_RESIDENCY is about the bank, which LME_USE_GATHER_DISPATCH=0 leaves unused: unset one"
+        )
     if expert_residency == "bf16_streaming" or inspection.sidecar_directory is None:
         # A sidecar answers for itself when it is opened, and names the file and the field at fault; what is
         # wrong with the other weights is asked after that.

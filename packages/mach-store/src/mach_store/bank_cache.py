@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
 from mach_store.errors import BankResizeError, DispatchCancelledError
-from mach_store.eviction import DEFAULT_POLICY
+from mach_store.eviction import DEFAULT_POLICY, Key
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
@@ -148,7 +148,7 @@ class BankCache:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes the scratch arena takes where it is needed."""
+        """Bytes the scratch arena takes where the bank is not whole."""
         return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
 
     @property
@@ -226,7 +226,8 @@ class BankCache:
         """Take in what forward passes without the host did, all but the one built last; waits for nothing.
 
         Raises:
-            SidecarCorruptionError, ExpertReadError, StoreError: one of them failed, and what was computed from
+            SidecarCorruptionError, ExpertReadError, StoreError: one of them failed, and what was computed
+            from
                 it is void. The next ones work.
         """
         if self._stream is not None:
@@ -259,7 +260,6 @@ class BankCache:
 
         Not those that are dispatched in the graph: they log them.
         """
-        self.quiesce()
         self._routed = [] if on else None
         if self._stream is not None:
             self._stream.observe(on)
@@ -298,8 +298,8 @@ class BankCache:
     def abandon(self) -> None:
         """Nobody will look at what is queued or held: its request has ended or failed.
 
-        Its pins are released, and passes that were queued ahead end without computing: whatever the request had,
-        its KV caches included, is void.
+        Its pins are released, and passes that were queued ahead end without computing: whatever the request
+        had, its KV caches included, is void.
         """
         if self._stream is not None:
             self._stream.abandon()
@@ -440,11 +440,18 @@ class BankCache:
             total.add(bank.counters)
         return total
 
+    def keep_hot(self, keys: Iterable[Key]) -> None:
+        """From now on the experts `keys`, in the bank or not, are given up only when nothing else is left."""
+        wanted = frozenset(keys)
+        for pool in self._pools:
+            pool.policy.kept = frozenset(key for key in wanted if key[0] in pool.occupancy)
+
     def stats(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports as `streaming_summary`."""
         return {
             "residency": self.residency,
             "policy": self.policy,
+            "hot_experts_pinned": sum(len(pool.policy.kept) for pool in self._pools),
             "budget_bytes": self.budget_bytes,
             "declared_budget_bytes": self.declared_bytes,
             "resizable": self.resize_refusal is None,

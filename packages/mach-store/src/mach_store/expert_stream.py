@@ -1,8 +1,8 @@
 """Owns the in-graph dispatch: native passes beside the bank's tables, and the way of news between the two.
 
-A native pass (`lme_expert_stream`) looks experts up and reads missing ones by itself, in MLX's thread. Which experts
-leave is the policy's choice all the same: `sync` tells it what passes did, in their order, and deals the native side
-a new hand of slots that may be taken. Knows no arithmetic and no policy.
+A native pass (`lme_expert_stream`) looks experts up and reads missing ones by itself, in MLX's thread.
+Which experts leave is the policy's choice all the same: `sync` tells it what passes did, in their order,
+and deals the native side a new hand of slots that may be taken. Knows no arithmetic and no policy.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ExpertStream:
         for pool in self._pools.values():
             pool.publish()
         self._waiting: list[Any] = []
-        self._mark = 0
+        self._mark = self._observed_after = 0
 
     def layer(self, layer: int, product: Any) -> Callable[[mx.array, mx.array], mx.array]:
         """(x, ids) → the routed experts' outputs, lazily, as `ExpertBlock` with `product` gives them.
@@ -104,7 +104,8 @@ class ExpertStream:
         self.sync()
 
     def sync(self) -> None:
-        """Tell the tables of the forward passes before the one built last, and deal new hands; waits for nothing.
+        """Tell the tables of the forward passes before the one built last, and deal new hands; waits for
+        nothing.
 
         So whoever has built a pass ahead of the one that he looks at sees counts of just that one.
 
@@ -116,14 +117,16 @@ class ExpertStream:
         """Wait until no pass is queued, and tell the tables of everything: they may be changed then.
 
         Raises:
-            SidecarCorruptionError, ExpertReadError, StoreError: a pass failed. None is queued any more, the next
+            SidecarCorruptionError, ExpertReadError, StoreError: a pass failed. None is queued any more, the
+            next
                 ones work, and the slots of failed reads are empty.
         """
         self._native.wait()
         self._take_in(*self._native.drain())
 
     def abandon(self) -> None:
-        """As `quiesce`, for passes whose results nobody wants: they do nothing, and their failures are nobody's."""
+        """As `quiesce`, for passes whose results nobody wants: they do nothing, and their failures are
+        nobody's."""
         self._native.skip(True)
         try:
             self._native.wait()
@@ -140,7 +143,8 @@ class ExpertStream:
             pool.publish()
 
     def observe(self, on: bool) -> None:
-        """Whether routes are told."""
+        """Whether routes are told, of passes that are built from now on: none is told in part."""
+        self._observed_after = self._mark
         self._native.observe(on)
 
     def unpin(self) -> None:
@@ -148,7 +152,8 @@ class ExpertStream:
         self._native.unpin()
 
     def check(self) -> None:
-        """Raise AssertionError when the tables and the native side contradict each other; nothing is queued."""
+        """Raise AssertionError when the tables and the native side contradict each other; nothing is
+        queued."""
         for pool in self._pools.values():
             pool.check()
 
@@ -173,7 +178,7 @@ class ExpertStream:
             raise self._error(failure)
 
     def _replay(self, record: Any) -> None:
-        number, _, _, hits, arrivals, k, routes, read, read_seconds, wait_seconds = record
+        number, mark, _, hits, arrivals, k, routes, read, read_seconds, wait_seconds = record
         bank, pool, counters = self._banks[number], self._pool_of[number], self._banks[number].counters
         keys, touch = pool.keys_of[bank.layer], bank.pool.policy.touch
         for expert in hits:
@@ -188,7 +193,7 @@ class ExpertStream:
             counters.bytes_read += read
             counters.read_seconds += read_seconds
             counters.wait_seconds += wait_seconds
-        if routes is not None:
+        if routes is not None and mark > self._observed_after:
             ids = np.frombuffer(routes, np.uint32).reshape(-1, k).astype(np.uint16)
             self._routed(RoutedPass(bank.layer, ids))
 

@@ -106,8 +106,8 @@ class GatherSwitchGLU(nn.Module):
 class _StreamedDispatch:
     """The dispatch while some experts are on disk.
 
-    Passes that fit go into the graph whole, if native kernels compute; otherwise, and for long ones, the host sees
-    the routed ids at every layer.
+    Passes that fit go into the graph whole, if native kernels compute; otherwise, and for long ones, the
+    host sees the routed ids at every layer.
     """
 
     def __init__(

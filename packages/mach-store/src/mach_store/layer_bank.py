@@ -27,7 +27,8 @@ class LayerExpertBank:
         for_kernels: whether the arrays suit native kernels alone.
         counters: what happened so far.
         uses: for each expert, the passes that needed it and in which the host saw the routes.
-        dispatch: for reports: which dispatch the layer has, and why not the one in the graph; empty before one is
+        dispatch: for reports: which dispatch the layer has, and why not the one in the graph; empty before
+        one is
             made.
         observed: whether somebody wants to see every route (`BankCache.observe_routes`).
     """

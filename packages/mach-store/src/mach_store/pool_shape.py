@@ -52,6 +52,5 @@ class PoolShape:
 
     def new_policy(self, rate: float = 1.0) -> EvictionPolicy:
         """A policy with these floors. Args: rate: of the experts that it will hear of."""
-        return make_policy(
-            self.policy, self.floors(rate), experts=rate * self.most, uses_per_token=rate * self.least
-        )
+        experts = self.most / len(self.layers)
+        return make_policy(self.policy, self.floors(rate), experts=rate * experts, top_k=rate * self.top_k)

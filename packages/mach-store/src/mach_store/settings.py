@@ -11,7 +11,7 @@ from mach_store.errors import SettingError
 from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
 FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
-DECODE_RESIDENCY_WORDS: tuple[str, ...] = ("reclaim",)
+DECODE_RESIDENCY_WORDS = ("pin", "reclaim")
 """What `LME_DECODE_RESIDENCY` may ask for; a word stands here once something obeys it."""
 
 
@@ -21,7 +21,8 @@ class StoreSettings:
 
     Attributes:
         use_gather_dispatch: `LME_USE_GATHER_DISPATCH`; False selects the slot-by-slot reference.
-        in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where native
+        in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where
+        native
             kernels compute; False stops for the host in every layer.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
@@ -39,7 +40,8 @@ class StoreSettings:
             from slices of stacked tensors.
         eviction_policy: `LME_BANK_EVICTION_POLICY`; who leaves a bank that is full, one of `POLICIES`.
         decode_residency: `LME_DECODE_RESIDENCY`; words of DECODE_RESIDENCY_WORDS with commas between them, or
-            `off`. `reclaim`: the scratch arena's memory is given back while tokens are decoded.
+            `off`. `pin`: the hottest experts are given up last (`mach_decode.hot_pins`). `reclaim`: the
+            scratch arena's memory is given back while tokens are decoded.
     """
 
     use_gather_dispatch: bool = True

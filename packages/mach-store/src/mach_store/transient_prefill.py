@@ -3,7 +3,7 @@
 Each expert that a chunk of tokens needs is read once for the chunk, however many tokens use it. While one
 wave of experts is computed the next one is read, into the other half of the arena; the experts that are in
 the bank are the first wave. The bank keeps its contents; only its free slots are filled, with the hottest of
-the experts just seen.
+the experts just seen; its policy hears of all.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def dispatch_transient(
     """
     flat = ids.reshape(-1)
     needed, counts = np.unique(flat, return_counts=True)
+    bank.pool.policy.heard(bank.layer, dict(zip(needed.tolist(), counts.tolist(), strict=True)))
     hottest_first: list[int] = needed[np.argsort(-counts, kind="stable")].tolist()
     waves = list(_waves(cache, bank, hottest_first))
     routes_of = _routes_by_wave(waves, flat, bank.num_experts)

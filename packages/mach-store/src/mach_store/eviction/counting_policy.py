@@ -25,6 +25,10 @@ class CountingPolicy(LayeredPolicy):
         """Count a use."""
         raise NotImplementedError
 
+    def _use_many(self, layer: int, counts: Mapping[int, int]) -> None:
+        """Count uses (expert → how many) in no order."""
+        raise NotImplementedError
+
     def _values(self, layer: int, experts: Iterable[int]) -> list[tuple[float, int]]:
         """(value, expert) for each; the lowest value goes first. The same until the layer's next use."""
         raise NotImplementedError
@@ -41,6 +45,11 @@ class CountingPolicy(LayeredPolicy):
         """See `EvictionPolicy`."""
         self._use(*key)
         self._sorted.pop(key[0], None)
+
+    def heard(self, layer: int, counts: Mapping[int, int]) -> None:
+        """See `EvictionPolicy`."""
+        self._use_many(layer, counts)
+        self._sorted.pop(layer, None)
 
     def remove(self, key: Key) -> None:
         """See `EvictionPolicy`."""

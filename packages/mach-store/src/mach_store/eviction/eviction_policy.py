@@ -26,6 +26,12 @@ class EvictionPolicy(Protocol):
     def touch(self, key: Key) -> None:
         """`key`, already in the bank, is in use."""
 
+    def heard(self, layer: int, counts: Mapping[int, int]) -> None:
+        """A prompt used `layer`'s experts so often (expert → tokens), past the bank for the most part.
+
+        What the answer will need is like what the prompt needed: a policy that counts is wiser for it.
+        """
+
     def remove(self, key: Key) -> None:
         """`key` has left the bank."""
 

@@ -41,6 +41,9 @@ class LayeredPolicy:
         """Whether an expert is given up only when nothing else is left."""
         return key in self.kept
 
+    def heard(self, layer: int, counts: Mapping[int, int]) -> None:
+        """See `EvictionPolicy`; a policy that does not count has no use for it."""
+
     def announce(self, layer: int, experts: Collection[int]) -> None:
         """See `EvictionPolicy`; most policies look back only."""
 

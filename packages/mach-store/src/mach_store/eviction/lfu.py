@@ -12,20 +12,24 @@ class LfuPolicy(CountingPolicy):
     """Least frequently used over all layers, with ageing and a floor per layer.
 
     Without ageing an expert that was hot in the last conversation would stay for ever. A use's weight halves
-    within `half_life` uses of any expert. Counts outlive the expert's stay in the bank: one that comes back
+    within `half_life` uses of its layer. Counts outlive the expert's stay in the bank: one that comes back
     has its history, and is not the next to go merely because it is new.
     """
 
     name = "lfu"
 
     def __init__(self, floors: Mapping[int, int], half_life: float) -> None:
-        """See `LayeredPolicy`. Args: half_life: in uses over all layers; see `policy_table`."""
+        """See `LayeredPolicy`. Args: half_life: in uses of a layer; see `policy_table`."""
         super().__init__(floors)
-        self._counts = DecayedCounts(self._floors, half_life)
+        self._counts = {layer: DecayedCounts(half_life) for layer in self._floors}
 
     def _use(self, layer: int, expert: int) -> None:
-        self._counts.use(layer, expert)
+        self._counts[layer].use(expert)
+
+    def _use_many(self, layer: int, counts: Mapping[int, int]) -> None:
+        self._counts[layer].use_many(counts)
 
     def _values(self, layer: int, experts: Iterable[int]) -> list[tuple[float, int]]:
-        counts = self._counts.of[layer]
-        return [(counts[expert], expert) for expert in experts]
+        counts = self._counts[layer]
+        of, worth = counts.of, counts.worth
+        return [(of[expert] / worth, expert) for expert in experts]

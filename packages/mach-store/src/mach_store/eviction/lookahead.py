@@ -32,7 +32,7 @@ class LookaheadPolicy(CountingPolicy):
         self,
         floors: Mapping[int, int],
         *,
-        uses_per_token: float,
+        top_k: float,
         half_life: float,
         short_half_life: float,
         short_share: float,
@@ -42,20 +42,19 @@ class LookaheadPolicy(CountingPolicy):
         Args:
             floors: for each layer, the number of experts it keeps while others can give; in the order of
                 their indices, which is that of the visits.
-            uses_per_token: experts that one token uses in all layers.
-            half_life: of the long memory, in uses over all layers.
+            top_k: experts of a layer that one token uses.
+            half_life: of the long memory, in uses of a layer.
             short_half_life: of the short one.
             short_share: what the short one says counts for so much of the chance, 0 to 1.
         """
         super().__init__(floors)
-        self._long = DecayedCounts(self._floors, half_life)
-        self._short = DecayedCounts(self._floors, short_half_life)
-        # An expert used by every token has counts of 1 / (1 - 2^(-uses_per_token / half_life)) uses.
-        self._long_weight = (1 - short_share) * (1 - 2.0 ** (-uses_per_token / half_life))
-        self._short_weight = short_share * (1 - 2.0 ** (-uses_per_token / short_half_life))
+        self._long = {layer: DecayedCounts(half_life) for layer in self._floors}
+        self._short = {layer: DecayedCounts(short_half_life) for layer in self._floors}
+        # An expert used by every token has counts of 1 / (1 - 2^(-top_k / half_life)) uses.
+        self._long_weight = (1 - short_share) * (1 - 2.0 ** (-top_k / half_life))
+        self._short_weight = short_share * (1 - 2.0 ** (-top_k / short_half_life))
         self._place = {layer: place for place, layer in enumerate(self._floors)}
         self._now = len(self._place) - 1
-        self._worths = dict.fromkeys(self._floors, (1.0, 1.0))
         self._announced: dict[int, frozenset[int]] = {}
 
     def announce(self, layer: int, experts: Collection[int]) -> None:
@@ -63,20 +62,23 @@ class LookaheadPolicy(CountingPolicy):
         self._announced[layer] = frozenset(experts)
 
     def _use(self, layer: int, expert: int) -> None:
-        long, short = self._long, self._short
-        long.use(layer, expert)
-        short.use(layer, expert)
-        # A layer's chances stand still until its next turn, so they are taken as of its last use.
-        self._worths[layer] = (long.worth, short.worth)
+        self._long[layer].use(expert)
+        self._short[layer].use(expert)
         self._now = self._place[layer]
         if self._announced:
             self._announced.pop(layer, None)
 
+    def _use_many(self, layer: int, counts: Mapping[int, int]) -> None:
+        self._long[layer].use_many(counts)
+        self._short[layer].use_many(counts)
+        self._now = self._place[layer]
+        self._announced.pop(layer, None)
+
     def _values(self, layer: int, experts: Iterable[int]) -> list[tuple[float, int]]:
-        long, short = self._long.of[layer], self._short.of[layer]
-        long_worth, short_worth = self._worths[layer]
-        a, b = self._long_weight / long_worth, self._short_weight / short_worth
-        return [(a * long[expert] + b * short[expert], expert) for expert in experts]
+        long, short = self._long[layer], self._short[layer]
+        a, b = self._long_weight / long.worth, self._short_weight / short.worth
+        long_of, short_of = long.of, short.of
+        return [(a * long_of[expert] + b * short_of[expert], expert) for expert in experts]
 
     def _in_order(self, layer: int) -> Iterator[Head]:
         layers = len(self._place)

@@ -16,23 +16,24 @@ POLICIES = ("lru", "lfu", "lookahead")
 DEFAULT_POLICY = "lookahead"
 
 LFU_USES_PER_EXPERT = 2
-"""LFU's half-life in uses per expert of the model: so many an expert has in it on average, however many
-experts there are. Fewer, and chance decides; more, and what a text is about is seen too late."""
+"""LFU's half-life, in uses of a layer for each of its experts: so many an expert has in it on average,
+however many there are. Fewer, and chance decides; more, and what a text is about is seen too late."""
 LONG_USES_PER_EXPERT = 8
+"""Lookahead's long memory, likewise; longer, because the short one sees what is new."""
 SHORT_TOKENS = 2
+"""Lookahead's short memory: half-life in tokens."""
 SHORT_SHARE = 0.35
+"""What the short memory says counts for so much."""
 
 
-def make_policy(
-    name: str, floors: Mapping[int, int], *, experts: float, uses_per_token: float
-) -> EvictionPolicy:
+def make_policy(name: str, floors: Mapping[int, int], *, experts: float, top_k: float) -> EvictionPolicy:
     """The policy `name`, one of POLICIES.
 
     Args:
         name: the caller has checked it.
         floors: for each layer, the number of experts it keeps while others can give.
-        experts: of all these layers together; of those that the policy hears of, where that is a sample.
-        uses_per_token: of these experts, in all layers.
+        experts: of one layer; of those that the policy hears of, where that is a sample.
+        top_k: those of them that a token uses.
     """
     if name == LruPolicy.name:
         return LruPolicy(floors)
@@ -41,8 +42,8 @@ def make_policy(
     assert name == LookaheadPolicy.name, f"{name} is one of POLICIES"
     return LookaheadPolicy(
         floors,
-        uses_per_token=uses_per_token,
+        top_k=top_k,
         half_life=LONG_USES_PER_EXPERT * experts,
-        short_half_life=SHORT_TOKENS * uses_per_token,
+        short_half_life=SHORT_TOKENS * top_k,
         short_share=SHORT_SHARE,
     )
