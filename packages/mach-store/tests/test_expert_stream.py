@@ -34,7 +34,7 @@ def logits_of(model, tokens, *, chunk: int = 1, after=lambda: None) -> mx.array:
 
 @pytest.fixture
 def open_pair(checkpoints, open_bank, build):
-    """A function (slots, …) → a bank, a model whose passes need no host, and one over a bank of its own that stops."""
+    """A function (slots, …) → a bank, a model over it whose passes need no host, and one that stops."""
 
     def make(slots, family="qwen3_moe", quantization="affine", **options):
         directory = checkpoints.engine(family, quantization)
