@@ -11,9 +11,9 @@ Arrival = tuple[int, int, int, bool]
 Pass = tuple[int, int, int, list[int], list[Arrival], int, bytes, int, float, float]
 """(layer, mark, serial, hits, arrivals in order, k, routes, bytes, reading, waiting).
 
-Hits are the distinct experts that were there; routes are uint32 [tokens, k]. Bytes were read from disk. Reading and
-waiting are seconds: from the first read's beginning to the last one's end, and in which nothing was computed because
-of them.
+Hits are the distinct experts that were there; routes are uint32 [tokens, k]. Bytes were read from disk.
+Reading and waiting are seconds: from the first read's beginning to the last one's end, and in which nothing was
+computed because of them.
 """
 
 class StreamedLayer:

@@ -111,7 +111,8 @@ class ExpertStream:
     def sync(self) -> None:
         """Tell the tables of the forward passes before the one built last, and deal new hands.
 
-        It waits for nothing. So whoever has built a pass ahead of the one that he looks at sees counts of just that one.
+        It waits for nothing. So whoever has built a pass ahead of the one that he looks at sees counts of just
+        that one.
 
         Raises: as `quiesce`.
         """
@@ -151,9 +152,7 @@ class ExpertStream:
         self._native.unpin()
 
     def check(self) -> None:
-        """Raise AssertionError when the tables and the native side contradict each other; nothing is
-        queued.
-        """
+        """Raise AssertionError when native and Python tables contradict each other; nothing is queued."""
         for pool in self._pools.values():
             pool.check()
 
