@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -18,14 +19,20 @@ class LayerStep(NamedTuple):
         tokens: of the pass.
         prefill: whether it processed a part of the prompt.
         experts: distinct ids, ascending.
-        hottest_first: the same, those with most routes first; equal ones ascending.
+        routes: of the pass to each of these.
     """
 
     at: int
     tokens: int
     prefill: bool
     experts: list[int]
-    hottest_first: list[int]
+    routes: list[int]
+
+    @property
+    def hottest_first(self) -> list[int]:
+        """The experts with most routes first; equal ones ascending."""
+        order = sorted(range(len(self.experts)), key=self.routes.__getitem__, reverse=True)
+        return [self.experts[place] for place in order]
 
 
 def layer_steps(events: Iterable[Event]) -> Iterator[LayerStep]:
@@ -33,15 +40,13 @@ def layer_steps(events: Iterable[Event]) -> Iterator[LayerStep]:
     for event in events:
         if isinstance(event, ModelPass):
             for at, ids in enumerate(event.ids):
-                experts, hottest = _distinct(ids)
-                yield LayerStep(at, len(ids), event.prefill, experts, hottest)
+                experts, routes = _distinct(ids)
+                yield LayerStep(at, len(ids), event.prefill, experts, routes)
 
 
 def _distinct(ids: Ids) -> tuple[list[int], list[int]]:
     if len(ids) == 1:
-        experts: list[int] = ids[0].tolist()
-        # Already ascending; a router that chooses one twice is odd, not impossible.
-        experts = list(dict.fromkeys(experts))
-        return experts, experts
-    needed, counts = np.unique(ids, return_counts=True)
-    return needed.tolist(), needed[np.argsort(-counts, kind="stable")].tolist()
+        counts = Counter(ids[0].tolist())  # ascending already
+        return list(counts), list(counts.values())
+    needed, routes = np.unique(ids, return_counts=True)
+    return needed.tolist(), routes.tolist()
