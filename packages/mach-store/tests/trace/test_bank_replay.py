@@ -9,12 +9,12 @@ from mach_store.trace.layer_steps import LayerStep
 
 
 def decode(at: int, *experts: int) -> LayerStep:
-    return LayerStep(at, 1, False, sorted(experts), [1] * len(experts))
+    return LayerStep(at, 1, False, sorted(experts), sorted(experts))
 
 
 def prompt(at: int, *hottest_first: int, tokens: int = 9) -> LayerStep:
-    heat = {expert: len(hottest_first) - place for place, expert in enumerate(hottest_first)}
-    return LayerStep(at, tokens, True, sorted(heat), [heat[expert] for expert in sorted(heat)])
+    routes = {expert: len(hottest_first) - place for place, expert in enumerate(hottest_first)}
+    return LayerStep(at, tokens, True, sorted(hottest_first), list(hottest_first), routes)
 
 
 def run(header, slots, steps, policy="lru") -> BankReplay:

@@ -21,7 +21,7 @@ def optimum(header, slots, steps):
 
 def step_of(at: int, experts, tokens: int = 1) -> LayerStep:
     distinct = sorted(set(experts))
-    return LayerStep(at, tokens, tokens > 1, distinct, [1] * len(distinct))
+    return LayerStep(at, tokens, tokens > 1, distinct, distinct)
 
 
 def brute_force(steps: list[LayerStep], slots: int, transient: int) -> int:

@@ -11,10 +11,9 @@ def test_a_pass_becomes_a_step_for_each_layer_it_came_to() -> None:
     assert [(s.at, s.tokens, s.prefill) for s in steps] == [(0, 3, True), (0, 1, False), (1, 1, False)]
     assert steps[0].experts == [2, 3, 5, 6]
     assert steps[0].hottest_first == [2, 5, 3, 6]
-    assert steps[0].routes == [2, 1, 2, 1]
     assert steps[1].experts == steps[1].hottest_first == [1, 4]
 
 
 def test_an_expert_that_a_token_is_routed_to_twice_is_needed_once() -> None:
     (step,) = layer_steps([ModelPass(False, [np.array([[3, 3]], np.uint8)])])
-    assert (step.experts, step.routes) == ([3], [2])
+    assert step.experts == [3]

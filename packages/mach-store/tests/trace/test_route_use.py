@@ -7,8 +7,8 @@ from mach_store.trace.route_use import LONGEST, RouteUse
 def test_uses_and_gaps_of_decode_passes_are_counted(make_header) -> None:
     use = RouteUse(make_header(layers=[0, 1]))
     for experts in ([0, 1], [1, 2], [0, 2]):
-        use.step(LayerStep(0, 1, False, experts, [1, 1]))
-    use.step(LayerStep(0, 9, True, [5], [1]))
+        use.step(LayerStep(0, 1, False, experts, experts))
+    use.step(LayerStep(0, 9, True, [5], [5]))
     assert use.passes.tolist() == [3, 0]
     assert use.uses[0].tolist() == [2, 2, 2, 0, 0, 0, 0, 0]
     assert use.frequency[0, 0] == 2 / 3
@@ -19,10 +19,10 @@ def test_uses_and_gaps_of_decode_passes_are_counted(make_header) -> None:
 
 def test_a_very_long_gap_counts_as_the_longest(make_header) -> None:
     use = RouteUse(make_header(layers=[0]))
-    use.step(LayerStep(0, 1, False, [0], [1]))
+    use.step(LayerStep(0, 1, False, [0], [0]))
     for _ in range(LONGEST + 3):
         use.step(LayerStep(0, 1, False, [1], [1]))
-    use.step(LayerStep(0, 1, False, [0], [1]))
+    use.step(LayerStep(0, 1, False, [0], [0]))
     assert use.gaps[LONGEST] == 1
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,20 +19,16 @@ class LayerStep(NamedTuple):
         tokens: of the pass.
         prefill: whether it processed a part of the prompt.
         experts: distinct ids, ascending.
-        routes: of the pass to each of these.
+        hottest_first: the same, those with most routes first; equal ones ascending.
+        routes: expert → routes to it; empty for a single token, which never goes past the bank.
     """
 
     at: int
     tokens: int
     prefill: bool
     experts: list[int]
-    routes: list[int]
-
-    @property
-    def hottest_first(self) -> list[int]:
-        """The experts with most routes first; equal ones ascending."""
-        order = sorted(range(len(self.experts)), key=self.routes.__getitem__, reverse=True)
-        return [self.experts[place] for place in order]
+    hottest_first: list[int]
+    routes: Mapping[int, int] = MappingProxyType({})
 
 
 def layer_steps(events: Iterable[Event]) -> Iterator[LayerStep]:
@@ -40,13 +36,16 @@ def layer_steps(events: Iterable[Event]) -> Iterator[LayerStep]:
     for event in events:
         if isinstance(event, ModelPass):
             for at, ids in enumerate(event.ids):
-                experts, routes = _distinct(ids)
-                yield LayerStep(at, len(ids), event.prefill, experts, routes)
+                yield LayerStep(at, len(ids), event.prefill, *_distinct(ids))
 
 
-def _distinct(ids: Ids) -> tuple[list[int], list[int]]:
+def _distinct(ids: Ids) -> tuple[list[int], list[int], dict[int, int]]:
     if len(ids) == 1:
-        counts = Counter(ids[0].tolist())  # ascending already
-        return list(counts), list(counts.values())
-    needed, routes = np.unique(ids, return_counts=True)
-    return needed.tolist(), routes.tolist()
+        experts: list[int] = ids[0].tolist()
+        # Already ascending; a router that chooses one twice is odd, not impossible.
+        experts = list(dict.fromkeys(experts))
+        return experts, experts, {}
+    needed, counts = np.unique(ids, return_counts=True)
+    ascending = needed.tolist()
+    hottest_first = needed[np.argsort(-counts, kind="stable")].tolist()
+    return ascending, hottest_first, dict(zip(ascending, counts.tolist(), strict=True))
