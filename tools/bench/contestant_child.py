@@ -52,6 +52,7 @@ class Mach:
                 checkpoint=setting.checkpoint,
                 expert_residency=setting.residency,
                 expert_cache_gb=setting.bank_gb,
+                prefill_chunk=setting.prefill_chunk,
             )
         )
         self.engine.end_tokens = frozenset()  # every answer is as long as was asked for

@@ -37,6 +37,7 @@ class Setting:
         engine: `mach` or `mlx-lm`.
         residency: as `EngineConfig`'s.
         bank_gb: budget of the bank in 10⁹ bytes; None is as `EngineConfig`'s.
+        prefill_chunk: as `EngineConfig`'s.
         temperature: of mach's answers; mach-pico's greedy ones soon repeat themselves, and so their routes.
         float32: mlx-lm computes in float32, its best setting on a CPU.
         lazy: mlx-lm loads weights when they are first used.
@@ -48,6 +49,7 @@ class Setting:
     engine: str = "mach"
     residency: str = "streaming"
     bank_gb: float | None = None
+    prefill_chunk: int | None = None
     temperature: float = 0.0
     float32: bool = True
     lazy: bool = False
@@ -89,7 +91,7 @@ class Contestant:
         Raises:
             ContestantDiedError: it could not load.
         """
-        unread = [variable for variable in environment or {} if f'"{variable}"' not in _SETTINGS]
+        unread = unread_variables(environment or {})
         assert not unread, f"mach-store has no {unread}: {name} would measure nothing"
         self.name = name
         self._stderr = tempfile.TemporaryFile("w+")
@@ -161,6 +163,11 @@ class Contestant:
             raise ContestantDiedError(self.name, status, self._stderr.read())
         told: dict[str, Any] = json.loads(line)
         return told
+
+
+def unread_variables(environment: Mapping[str, str]) -> list[str]:
+    """Those of the variables that mach-store does not read, so that setting them would show nothing."""
+    return [variable for variable in environment if f'"{variable}"' not in _SETTINGS]
 
 
 def share_gb(total_bytes: int, share: float) -> float:

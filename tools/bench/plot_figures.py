@@ -108,7 +108,7 @@ def prefill(bench: Path, path: Path) -> None:
     with picture(path, len(TITLES)) as panels:
         for axes, (checkpoint, title) in zip(panels, TITLES.items(), strict=True):
             here = [row for row in rows if row["checkpoint"] == checkpoint]
-            longest = max(int(row["prompt_tokens"]) for row in here)
+            longest = max(int(row["prompt_tokens"]) for row in here)  # mlx-lm has a shorter one
             here = [row for row in here if int(row["prompt_tokens"]) == longest]
             bars(axes, _named(here), [("", _numbers(here, "of_resident"))])
             target(axes, 0.8, "target: 0.8")
