@@ -101,6 +101,8 @@ def test_native_and_python_reads_give_the_same_tokens(pico, monkeypatch, tempera
     budget = gigabytes(pico, shape.num_experts * len(shape.moe_layers) // 4)
     sampling = SamplingParams(temperature=temperature, seed=11)
     runs = []
+    # The Python reader cannot read within a graph; what is evicted when differs a little there.
+    monkeypatch.setenv("LME_IN_GRAPH_DISPATCH", "0")
     for native in (True, False):
         if not native:
             monkeypatch.setitem(sys.modules, "lme_mlx_pread_ext", None)

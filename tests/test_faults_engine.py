@@ -13,16 +13,16 @@ SCRIPT = Path(__file__).parent / "support" / "engine_on_faults.py"
 
 
 @pytest.mark.parametrize(
-    ("kernels", "arguments"),
-    [("1", ()), ("0", ()), ("0", ("--twin",))],
+    ("kernels", "rounds", "arguments"),
+    [("1", "60", ()), ("0", "20", ()), ("0", "20", ("--twin",))],
     ids=["native kernels", "stock operations", "Python reader"],
 )
 def test_a_failing_disk_yields_right_tokens_or_errors_that_name_the_expert(
-    tmp_path: Path, kernels: str, arguments: tuple[str, ...]
+    tmp_path: Path, kernels: str, rounds: str, arguments: tuple[str, ...]
 ) -> None:
     faults = DiskFaults(tmp_path)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "mach-pico", "40", "7", *arguments],
+        [sys.executable, str(SCRIPT), "mach-pico", rounds, "7", *arguments],
         env={**faults.environment, "LME_CPU_KERNELS": kernels},
         capture_output=True,
         text=True,

@@ -62,12 +62,38 @@ def test_a_bf16_streaming_run_does_too(big_checkpoint: Path, tmp_path: Path) -> 
     assert peak_bytes(tmp_path / "stacked", bank, **variables) <= promised
 
 
-def peak_bytes(checkpoint: Path, bank: int, **environment: str) -> float:
+def test_a_cap_is_never_exceeded_and_used_for_the_bank(big_checkpoint: Path) -> None:
+    inspection = inspect_checkpoint(big_checkpoint)
+    assert inspection.sidecar_directory is not None
+    experts = read_layout(inspection.sidecar_directory).record_bytes_total
+    for cap in (0.75e9, 0.9e9):
+        load = [sys.executable, "-c", BANK_UNDER_A_CAP, str(big_checkpoint), str(cap / 1e9)]
+        bank = int(subprocess.run(load, capture_output=True, text=True, timeout=280, check=True).stdout)
+        assert 100_000_000 < bank < experts, "the bank must be bounded by the cap, or nothing is shown"
+        peak = peak_bytes(big_checkpoint, None, "--memory-gb", str(cap / 1e9), prompt="def f(x): " * 150)
+        assert bank < peak <= cap
+
+
+BANK_UNDER_A_CAP = """
+import sys
+from mach_decode.loader import load_moe
+print(load_moe(sys.argv[1], memory_gb=float(sys.argv[2]))[2].nbytes)
+"""
+
+
+def peak_bytes(
+    checkpoint: Path,
+    bank: int | None,
+    *flags: str,
+    prompt: str = "def f(x): return x " * 4,
+    **environment: str,
+) -> float:
     """The most memory that a short generation had."""
+    bounds = flags if bank is None else (*flags, "--expert-cache-gb", str(bank / 1e9))
     run = subprocess.run(
         [
             sys.executable, "-m", "mach_cli.generate_command", str(checkpoint), "--streaming",
-            "--prompt", "def f(x): return x " * 4, "--max-tokens", "6", "--expert-cache-gb", str(bank / 1e9),
+            "--prompt", prompt, "--max-tokens", "6", *bounds,
         ],
         capture_output=True, text=True, timeout=280, check=False, env={**os.environ, **environment},
     )  # fmt: skip

@@ -140,7 +140,7 @@ def test_a_narrow_bank_replays_too(tmp_path) -> None:
         path, tokens=6, checkpoint=str(stacked), expert_residency="bf16_streaming", expert_cache_gb=0.03
     )
     result = replay_trace(str(path), [result_policy(path)], recorded_size)
-    assert result.header.run.narrow == engine.store.form.narrow
+    assert result.header.run.narrow == [bank.pool.narrow for bank in engine.store.layers.values()][:1]
     assert_equal(result, counted)
 
 

@@ -140,19 +140,31 @@ class FaultyServing:
 
 @contextmanager
 def serving(
-    checkpoint: Path, *arguments: str, environment: dict[str, str] | None = None
+    checkpoint: Path,
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    gb: float | None = 0.0035,
+    enter: Callable[[], None] | None = None,
 ) -> Iterator[FaultyServing]:
     """A server over `checkpoint` (a directory named `checkpoint`) whose bank holds few of its experts.
+
+    Args:
+        checkpoint: what is served.
+        arguments: more flags.
+        environment: the server's.
+        gb: of its bank; None is what it takes by itself.
+        enter: called in the process before it begins.
 
     At the end it must drain, leave with status 0 and have logged no traceback.
     """
     log = checkpoint.parent / "stderr"
     command = [sys.executable, "-m", "mach_server.serve_command", str(checkpoint), "--streaming"]
-    command += ["--expert-cache-gb", "0.0035", "--port", "0", *arguments]
+    command += [] if gb is None else ["--expert-cache-gb", str(gb)]
+    command += ["--port", "0", *arguments]
     with (
         log.open("w") as stderr,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment, preexec_fn=enter
         ) as process,
     ):
         try:

@@ -179,7 +179,8 @@ ExpertProduct::ExpertProduct(WeightArrays gate, WeightArrays up, WeightArrays do
     refuse("down takes ", d.columns, " columns, but gate and up have ", g.rows, " rows");
   }
   held_ = std::make_shared<const Held>(Held{std::move(gate), std::move(up), std::move(down), experts,
-                                            kernels_named(kernels), checked_threads(threads)});
+                                            kernels_named(kernels), checked_threads(threads),
+                                            static_cast<void (*)(const cpu::ExpertCall&)>(cpu::multiply)});
 }
 
 size_t ExpertProduct::bytes_per_slot() const {

@@ -55,7 +55,10 @@ class ExpertProduct {
     cpu::ExpertMatrices experts;
     const cpu::Kernels* kernels;
     size_t threads;
+    // This module's own, for other modules: they then share its crew of threads instead of having one more.
+    void (*multiply)(const cpu::ExpertCall&);
   };
+  const std::shared_ptr<const Held>& held() const { return held_; }
 
  private:
   std::shared_ptr<const Held> held_;

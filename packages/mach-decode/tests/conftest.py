@@ -140,8 +140,11 @@ def scripted(request: pytest.FixtureRequest, tokenizer: Any) -> Callable[..., En
         store = SimpleNamespace(
             totals=LayerCounters,
             host_free=request.param,
-            abandon=lambda: None,
+            decodes_ahead=request.param,
+            sync=lambda: None,
+            quiesce=lambda: None,
             begin_decoding=lambda: None,
+            abandon=lambda: None,
             cancelled=None,
         )
         loaded = SimpleNamespace(

@@ -60,22 +60,23 @@ def test_every_prefill_chunk_gives_the_same_tokens(open_engine, expected, chunk)
 
 
 @pytest.mark.parametrize(
-    "environment",
+    ("environment", "dispatch"),
     [
-        {"LME_USE_GATHER_DISPATCH": "0"},
-        {"LME_TRANSIENT_MIN_TOKENS": "2", "LME_SCRATCH_EXPERTS": "1"},
-        {"LME_TRANSIENT_MIN_TOKENS": "1000"},
-        {"LME_READ_THREADS": "1", "LME_VERIFY_READS": "0"},
-        {"LME_DECODE_RESIDENCY": "reclaim"},
-        {"LME_CPU_KERNELS": "0"},
+        ({"LME_USE_GATHER_DISPATCH": "0"}, "disk"),
+        ({"LME_IN_GRAPH_DISPATCH": "0"}, "gather"),
+        ({"LME_CPU_KERNELS": "0"}, "gather"),
+        ({"LME_TRANSIENT_MIN_TOKENS": "2", "LME_SCRATCH_EXPERTS": "1"}, "in-graph"),
+        ({"LME_TRANSIENT_MIN_TOKENS": "1000"}, "in-graph"),
+        ({"LME_READ_THREADS": "1", "LME_VERIFY_READS": "0"}, "in-graph"),
+        ({"LME_DECODE_RESIDENCY": "reclaim"}, "in-graph"),
     ],
     ids=str,
 )
-def test_no_setting_changes_the_tokens(open_engine, expected, monkeypatch, environment) -> None:
+def test_no_setting_changes_the_tokens(open_engine, expected, monkeypatch, environment, dispatch) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     engine = open_engine(LEAST + 2)
-    assert engine.loaded.dispatch == ("disk" if "LME_USE_GATHER_DISPATCH" in environment else "gather")
+    assert engine.loaded.dispatch == dispatch
     assert tokens_of(engine) == expected
 
 
@@ -194,17 +195,9 @@ def test_a_corrupt_expert_stops_the_answers_that_need_it_and_no_other(
     answers, needed = [], []
     for prompt in prompts:
         engine = open_engine(LEAST)
-        read: set[int] = set()
-        locate = engine.store.source.locate
-
-        def recording(layer: int, experts, read=read, locate=locate):
-            if layer == 1:
-                read.update(experts)
-            return locate(layer, experts)
-
-        engine.store.source.locate = recording
         answers.append(tokens_of(engine, prompt=prompt, max_tokens=1))
-        needed.append(read)
+        uses = engine.store.expert_map()[1].uses
+        needed.append({expert for expert, count in enumerate(uses) if count})
     bad = min(set.union(*needed) - set.intersection(*needed))
     directory = copy_checkpoint(sliced)
     path = directory / "expert_sidecar" / "layer_01.bin"

@@ -125,7 +125,8 @@ def test_a_prompt_of_one_token_has_no_prefill_and_one_of_two_has(open_engine) ->
     answer(engine, tokens=1, prompt=(7, 8))
     assert watcher.told == [
         ("began", 1), ("decode", each_layer(1)), ("ended", True),
-        ("began", 2), ("prefill", each_layer(1)), ("decode", each_layer(1)), ("ended", True),
+        # Nobody needs what the last layer's experts make of a prompt: within a graph they are not even asked.
+        ("began", 2), ("prefill", each_layer(1)[:-1]), ("decode", each_layer(1)), ("ended", True),
     ]  # fmt: skip
 
 

@@ -194,8 +194,11 @@ def start_server() -> Iterator[Callable[..., RunningServer]]:
         engine: type[Engine] = Engine,
         access: Access | None = None,
         recording: TraceRecording | None = None,
+        **budgets: float,
     ) -> RunningServer:
-        config = EngineConfig(checkpoint=checkpoint, expert_residency=residency, expert_cache_gb=gb)
+        config = EngineConfig(
+            checkpoint=checkpoint, expert_residency=residency, expert_cache_gb=gb, **budgets
+        )
         running.append(RunningServer(config, limits or Limits(), engine, access, recording))
         return running[-1]
 

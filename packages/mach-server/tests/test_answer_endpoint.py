@@ -257,6 +257,29 @@ def test_an_over_long_prompt_is_refused_before_it_is_queued(server, stream: bool
     assert str(server.service.facts.context_length) in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_beyond_the_memory_for_keys_and_values_is_refused_before_it_is_queued(
+    start_server, stream: bool
+) -> None:
+    small = start_server(gb=0.016, kv_cache_gb=0.004)
+    facts = small.service.facts
+    assert 256 <= facts.kv_tokens < facts.context_length
+    assert small.client.get("/models").json()["data"][0]["max_model_len"] == facts.kv_tokens
+    long, greedy = (
+        small.chat("word " * 900, stream=stream),
+        small.chat(max_tokens=facts.kv_tokens, stream=stream),
+    )
+    for answer, param in ((long, "messages"), (greedy, "max_tokens")):
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["code"], error["param"]) == ("kv_cache_exceeded", param)
+        assert f"0.004 GB are set apart for them, which hold {facts.kv_tokens} tokens" in error["message"]
+    assert small.chat(max_tokens=4).status_code == 200
+    counted = small.client.post("/messages/count_tokens", json=small.body("word " * 900))
+    assert counted.json()["input_tokens"] > 900, "counting is not answering"
+    assert small.stats()["memory"]["kv_budget_bytes"] == facts.kv_budget_bytes
+
+
 def test_a_body_that_is_too_large_is_refused_after_it_was_sent(start_server) -> None:
     small = start_server(limits=Limits(body_bytes=10_000, discarded_bytes=5_000_000))
     answer = small.client.post("/chat/completions", content=b" " * 4_000_000)

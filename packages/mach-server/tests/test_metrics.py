@@ -52,6 +52,12 @@ def test_a_scrape_tells_what_the_other_reports_tell(narrow) -> None:
         assert after[f"mach_bank_{name}_total", ()] == summary[name]
     assert after["mach_bank_slots", ()] == summary["bank_slots"]
     assert after["mach_bank_slots_used", ()] == summary["experts_resident"] > 0
+    memory = narrow.stats()["memory"]
+    assert after["mach_bank_declared_bytes", ()] == memory["bank_declared_bytes"] == summary["bank_bytes"]
+    assert after["mach_kv_budget_bytes", ()] == memory["kv_budget_bytes"] > 0
+    assert after["mach_memory_reserve_bytes", ()] == memory["pressure"]["reserve_bytes"]
+    for direction in ("shrink", "grow"):
+        assert after["mach_bank_resizes_total", (("direction", direction),)] == 0
     assert after["mach_queue_length", ()] == 0 and after["mach_requests_running", ()] == 0
     assert after["mach_queue_limit", ()] == narrow.service.limits.queue_length
     assert after["mach_peak_resident_memory_bytes", ()] > after["mach_mlx_active_bytes", ()] > 0

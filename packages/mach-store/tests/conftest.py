@@ -293,7 +293,7 @@ def build() -> Callable[..., Any]:
         *,
         dispatch: str = "gather",
         transient_min_tokens: int = 32,
-        kernels: CpuKernels | None = None,
+        **options: Any,
     ) -> Any:
         inspection = inspect_checkpoint(directory)
 
@@ -301,11 +301,7 @@ def build() -> Callable[..., Any]:
             if dispatch == "disk":
                 return DiskSwitchGLU(store, layer, original.activation)
             return GatherSwitchGLU(
-                store,
-                layer,
-                original.activation,
-                transient_min_tokens=transient_min_tokens,
-                kernels=kernels,
+                store, layer, original.activation, transient_min_tokens=transient_min_tokens, **options
             )
 
         return build_model(directory, inspection.adapter, inspection.shape.moe_layers, swap)[0]

@@ -11,6 +11,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
 def test_every_variable_is_read() -> None:
     environment = {
         "LME_USE_GATHER_DISPATCH": "0",
+        "LME_IN_GRAPH_DISPATCH": "0",
         "LME_FALLBACK_POLICY": "diagnostic-python",
         "LME_READ_THREADS": "9",
         "LME_DIRECT_IO": "1",
@@ -21,6 +22,7 @@ def test_every_variable_is_read() -> None:
     }
     assert StoreSettings.from_environment(environment) == StoreSettings(
         use_gather_dispatch=False,
+        in_graph_dispatch=False,
         fallback_policy="diagnostic-python",
         read_threads=9,
         direct_io=True,
@@ -37,6 +39,7 @@ def test_every_variable_is_read() -> None:
     [
         ("LME_USE_GATHER_DISPATCH", "yes"),
         ("LME_USE_GATHER_DISPATCH", ""),
+        ("LME_IN_GRAPH_DISPATCH", "on"),
         ("LME_DIRECT_IO", "true"),
         ("LME_VERIFY_READS", "2"),
         ("LME_FALLBACK_POLICY", "python"),

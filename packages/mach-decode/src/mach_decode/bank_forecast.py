@@ -246,6 +246,6 @@ def _bank_of(store: ExpertStore, dispatch: str) -> tuple[BankCache | None, str]:
         return None, "every expert is in memory, and there is no bank: --streaming has one"
     if not isinstance(store, BankCache):
         return None, "the experts are mlx-lm's own, and there is no bank: --streaming has one"
-    if dispatch != "gather":
+    if dispatch not in ("gather", "in-graph"):
         return None, "LME_USE_GATHER_DISPATCH=0 reads every expert anew and leaves the bank empty"
     return store, ""

@@ -130,6 +130,7 @@ class Generation:
             following = mx.array(prompt[begin + 1 : end + 1])
             measured = self._placed(MeasuredLogprobs(logits[0], following, top).values())
         self._engine.kv_caches.evaluate(self._cache)
+        self._take_in()
         self._prefilled = end
         return StepEvent(prefilled=end, prompt_logprobs=measured)
 
@@ -155,6 +156,7 @@ class Generation:
             # waiting. After an end token it is thrown away.
             self._queue_after(chosen.token, made + 1)
         token = cast(int, chosen.token.item())
+        self._take_in()
         entry = None
         if chosen.logprobs is not None:
             entry = replace(chosen.logprobs.values()[0], offset=self._queue.offset)
@@ -169,6 +171,15 @@ class Generation:
             self.request.constraint.accept(token)
         self._answered[token] += 1
         return token, entry
+
+    def _take_in(self) -> None:
+        """Let the store take in what was computed, but for a pass that was queued ahead: it is the next
+        step's."""
+        store = self._engine.store
+        if self._ahead is None:
+            store.quiesce()
+        else:
+            store.sync()
 
     def _queue_after(self, last: mx.array, made: int) -> None:
         self._ahead = self._choose_after(last, made)
@@ -185,11 +196,11 @@ class Generation:
         return Chosen(token, measured)
 
     def _can_look_ahead(self) -> bool:
-        """Whether a pass can be built without the host: no expert to read, no earlier token to know."""
+        """Whether a pass can be built without the host: none of its layers asks it, nor does the choice."""
         request = self.request
         constraint = request.constraint
         looks_back = request.sampling.looks_back or (constraint is not None and not constraint.free_ahead)
-        return self._engine.store.host_free and not looks_back
+        return self._engine.store.decodes_ahead and not looks_back
 
     def _flush(self) -> str:
         return self._stops.feed(self._text.finish()) + self._stops.flush()

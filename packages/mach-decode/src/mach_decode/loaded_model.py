@@ -33,7 +33,7 @@ class LoadedModel:
         adapter: its architecture; None for one that only mlx-lm knows.
         sidecar_directory: its expert sidecar, or None.
         reader: how experts are read; None when nothing is streamed.
-        dispatch: `gather` or `disk`; `mlx-lm` where nothing was swapped.
+        dispatch: `in-graph`, `gather` or `disk`; `mlx-lm` where nothing was swapped.
         kernels: what computes the products, see `mach_store.model_kernels`.
         context_length: tokens that prompt and answer may have together.
         vocabulary_size: rows of the embedding.

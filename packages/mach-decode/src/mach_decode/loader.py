@@ -115,15 +115,20 @@ def load_swapped(
     wired = wire(memory.wired_gb)
     store, reader, plan, direct = open_store(inspection, settings, residency, memory, for_experts, listener)
 
+    swapped: list[GatherSwitchGLU] = []
+
     def swap(layer: int, original: nn.Module) -> nn.Module:
         if gather:
-            return GatherSwitchGLU(
+            dispatch = GatherSwitchGLU(
                 store,
                 layer,
                 original.activation,
                 transient_min_tokens=settings.transient_min_tokens,
                 kernels=kernels,
+                in_graph=settings.in_graph_dispatch,
             )
+            swapped.append(dispatch)
+            return dispatch
         assert isinstance(store, BankCache)
         return DiskSwitchGLU(store, layer, original.activation)
 
@@ -146,7 +151,7 @@ def load_swapped(
         cache=KVCacheFactory(model),
         reader=reader,
         settings=settings,
-        dispatch="gather" if gather else "disk",
+        dispatch=_dispatch_name(swapped) if gather else "disk",
         kernels=kernel_report,
         context_length=context_length,
         plan=plan,
@@ -155,3 +160,8 @@ def load_swapped(
         direct=direct,
         vocabulary_size=vocabulary_size,
     )
+
+
+def _dispatch_name(layers: list[GatherSwitchGLU]) -> str:
+    """What dispatches the experts: `in-graph` only where it does in every layer."""
+    return "in-graph" if all(layer.in_graph for layer in layers) else "gather"

@@ -25,6 +25,8 @@ class RouteObserver(Protocol):
     def routed(self, passes: Sequence[RoutedPass], *, prefill: bool) -> None:
         """Layers were computed, in this order; a pass over the model begins where the layer does not rise.
 
+        The last layer is missing where nobody needed its result: in short passes over a prompt.
+
         Args:
             passes: each layer's part, at least one; a pass over the model may come in two calls.
             prefill: whether they processed the prompt; all but its last token, which belongs to decoding.

@@ -27,13 +27,13 @@ def trace_header(loaded: LoadedModel, recorded_by: str) -> TraceHeader:
         RoutesUnseenError: the experts are the model's own.
     """
     store, settings = loaded.store, loaded.settings
-    policy, narrow, bank_slots = "", False, []
+    policy, narrow, bank_slots = "", list[bool](), list[int]()
     if isinstance(store, BankCache):
         schemas, experts = store.source.schemas, store.source.num_experts
         sizes = {layer: store.form.slot_bytes(schema) for layer, schema in schemas.items()}
         first_layers = {id(bank.pool): bank.pool for _, bank in sorted(store.layers.items())}
         policy = next(iter(first_layers.values())).policy.name
-        narrow = any(pool.narrow for pool in first_layers.values())
+        narrow = [pool.narrow for pool in first_layers.values()]
         bank_slots = [pool.slots for pool in first_layers.values()]
     elif isinstance(store, ResidentStackedExpertCache):
         schemas, experts = store.schemas, store.num_experts

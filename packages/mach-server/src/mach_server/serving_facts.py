@@ -45,7 +45,7 @@ class ServingFacts:
         arch: `arch_summary` of the architecture; None for one that is not registered (`openai` alone).
         backend: `production`, or `openai` for mlx-lm's own model.
         residency: `streaming`, `stacked`, `bf16_streaming`, or `unswapped` with the `openai` backend.
-        dispatch: `gather` or `disk`; `mlx-lm` with the `openai` backend.
+        dispatch: `in-graph`, `gather` or `disk`; `mlx-lm` with the `openai` backend.
         cpu_kernels: what computes the products, see `mach_store.model_kernels`.
         reader: `native`, `diagnostic-python`, or `none` when nothing is streamed.
         reader_reason: why the reader is not the native one; empty when it is, or when there is none.
@@ -151,7 +151,7 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         read_threads=0 if reader is None else reader.threads,
         sidecar_present=sidecar is not None,
         sidecar_valid=sidecar is not None and _valid(sidecar),
-        transient_prefill=streaming and loaded.dispatch == "gather",
+        transient_prefill=streaming and loaded.dispatch != "disk",
         resident_metal=store.residency == "stacked" and _on_metal(),
         context_length=engine.context_length,
         kv_tokens=engine.kv_budget.tokens,
@@ -163,7 +163,7 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         eviction_policy=store.policy if isinstance(store, BankCache) else "none",
         bank_bytes=store.nbytes,
         scratch_bytes=store.scratch_bytes
-        if isinstance(store, BankCache) and loaded.dispatch == "gather"
+        if isinstance(store, BankCache) and loaded.dispatch != "disk"
         else 0,
         other_weight_bytes=sum(array.nbytes for _, array in tree_flatten(engine.model.parameters())),
         target_only_asked=target_only,

@@ -22,6 +22,7 @@ from mach_store.expert_block import ExpertTensors
 from mach_store.expert_map import LayerExperts
 from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
+from mach_store.expert_stream import ExpertStream, open_module
 from mach_store.layer_bank import LayerExpertBank
 from mach_store.load_progress import LoadListener, unheard
 from mach_store.pool_shape import PoolShape
@@ -94,6 +95,8 @@ class BankCache:
         self.cancelled: Callable[[], bool] = _never
         self._held: list[mx.array] = []
         self._routed: list[RoutedPass] | None = None
+        self._stream: ExpertStream | None = None
+        self._in_graph: set[int] = set()
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
         self._reclaim, self._scratch_in_use, self.reclaimed_bytes = reclaim, False, 0
         self._read_ahead = ReadAhead()
@@ -173,6 +176,71 @@ class BankCache:
         """Whether a forward pass never waits for the host: every expert is in memory, to stay."""
         return self.whole and all(bank.device_slots is not None for bank in self.layers.values())
 
+    @property
+    def decodes_ahead(self) -> bool:
+        """Whether a pass of one token never waits for the host, be its experts in memory or not."""
+        return self.host_free or len(self._in_graph) == len(self.layers)
+
+    def in_graph(self, layer: int, product: Any) -> Callable[[mx.array, mx.array], mx.array] | str:
+        """`layer`'s dispatch that needs no host (`ExpertStream.layer`), or why there is none.
+
+        Args:
+            layer: model layer index.
+            product: the native product over the bank's arrays.
+        """
+        pool = self.layers[layer].pool
+        if pool.narrow or not pool.arrays.reads_anywhere:
+            return "experts do not lie in memory as they are stored, and MLX converts them"
+        if not self.reader.native:
+            return f"the Python reader reads: {self.reader.reason}"
+        if self._stream is None:
+            try:
+                native = open_module()
+            except ImportError as error:
+                return str(error)
+            banks = {
+                number: bank
+                for number, bank in self.layers.items()
+                if bank.pool.arrays.reads_anywhere and not bank.pool.narrow
+            }
+            self._stream = ExpertStream(native, banks, self.source, self.reader, self._observed)
+        self._in_graph.add(layer)
+        return self._stream.layer(layer, product)
+
+    def begin_pass(self, layer: int) -> None:
+        """A layer that is dispatched in the graph is about to become part of one.
+
+        Raises:
+            DispatchCancelledError: the caller withdrew the request.
+            SidecarCorruptionError, ExpertReadError, StoreError: a pass before this one failed.
+        """
+        assert self._stream is not None, "a layer got its dispatch from here"
+        if self.cancelled():
+            raise DispatchCancelledError("the request was cancelled during a forward pass")
+        if layer == self._stream.first_layer:
+            if self._held:
+                self.release()
+            self._stream.begin()
+
+    def sync(self) -> None:
+        """Take in what forward passes without the host did, all but the one built last; waits for nothing.
+
+        Raises:
+            SidecarCorruptionError, ExpertReadError, StoreError: one of them failed, and what was computed
+            from
+                it is void. The next ones work.
+        """
+        if self._stream is not None:
+            self._stream.sync()
+
+    def quiesce(self) -> None:
+        """Wait until no pass without the host is queued or running, and take in what they did.
+
+        Whoever changes slots or tables calls it first. Raises: as `sync`.
+        """
+        if self._stream is not None:
+            self._stream.quiesce()
+
     def fence(self, indices: mx.array) -> list[int]:
         """Bring routed ids to the host, flat, and release the pins of whatever was held.
 
@@ -183,12 +251,18 @@ class BankCache:
             self.release()
             raise DispatchCancelledError("the request was cancelled during a forward pass")
         mx.eval(indices, self._held)
+        self.quiesce()
         self._unpin()
         return cast(list[int], indices.flatten().tolist())
 
     def observe_routes(self, on: bool) -> None:
-        """Whether routes are kept for `drain_routes`; while they are, every pass brings them to the host."""
+        """Whether routes are kept for `drain_routes`; while they are, every pass brings them to the host.
+
+        Not those that are dispatched in the graph: they log them.
+        """
         self._routed = [] if on else None
+        if self._stream is not None:
+            self._stream.observe(on)
         for bank in self.layers.values():
             bank.observed = on
 
@@ -197,8 +271,15 @@ class BankCache:
         if self._routed is not None:
             self._routed.append(RoutedPass(layer, np.array(ids, np.uint16).reshape(-1, k)))
 
+    def _observed(self, routed: RoutedPass) -> None:
+        if self._routed is not None:
+            self._routed.append(routed)
+
     def drain_routes(self) -> list[RoutedPass]:
-        """The routes since the last call, in the order of their computation; none unless observed."""
+        """The routes since the last call, in the order of their computation; none unless observed.
+
+        Those of passes without the host are there after `sync` or `quiesce`.
+        """
         if not self._routed:
             return []
         passes, self._routed = self._routed, []
@@ -215,13 +296,21 @@ class BankCache:
         self._unpin()
 
     def abandon(self) -> None:
-        """Release the pins of a graph that will never be evaluated (its request failed)."""
+        """Nobody will look at what is queued or held: its request has ended or failed.
+
+        Its pins are released, and passes that were queued ahead end without computing: whatever the request
+        had, its KV caches included, is void.
+        """
+        if self._stream is not None:
+            self._stream.abandon()
         self._unpin()
 
     def _unpin(self) -> None:
         self._held.clear()
         for pool in self._pools:
             pool.pinned.clear()
+        if self._stream is not None:
+            self._stream.unpin()
 
     def scratch(self, layer: int) -> ExpertArrays:
         """The arena for `layer`'s kind of expert, made at its first use."""
@@ -305,6 +394,7 @@ class BankCache:
             raise BankResizeError(f"the expert cache keeps its size: {self.resize_refusal}")
         self._resized = True
         self.release()
+        self.quiesce()
         mx.synchronize()  # a pass queued ahead reads slots that are about to go
         budget_bytes = max(self.least_bytes, min(budget_bytes, self.declared_bytes))
         slots = self._sizes.slots(budget_bytes)
@@ -319,6 +409,9 @@ class BankCache:
             for pool, slots_before in zip(self._pools, before, strict=True):
                 pool.resize(slots_before)
             raise
+        finally:
+            if self._stream is not None:
+                self._stream.republish()
         self.budget_bytes = budget_bytes
         return self.nbytes
 
@@ -326,6 +419,7 @@ class BankCache:
         """Read every expert, when the bank is whole: nothing is then read while serving."""
         if not self.whole:
             return
+        self.quiesce()
         done = 0
         listener("experts", 0, self.nbytes)
         for bank in self.layers.values():
@@ -335,7 +429,8 @@ class BankCache:
                 done += (last - first) * bank.pool.slot_bytes
                 listener("experts", done, self.nbytes)
             bank.counters.hits = bank.counters.misses = 0
-            bank.uses = array("Q", bytes(8 * bank.num_experts))
+            for expert in range(bank.num_experts):
+                bank.uses[expert] = 0
         self._unpin()
 
     def totals(self) -> LayerCounters:
@@ -377,6 +472,7 @@ class BankCache:
             "layers": {
                 str(layer): {
                     "resident": bank.pool.occupancy[layer],
+                    **bank.dispatch,
                     **bank.counters.as_dict(),
                 }
                 for layer, bank in sorted(self.layers.items())
@@ -385,20 +481,25 @@ class BankCache:
 
     def expert_map(self) -> dict[int, LayerExperts]:
         """Model index → that layer's experts now; a copy, some 2 µs a layer."""
-        blind = self.host_free
+        blind = self.host_free and not self._in_graph
         return {
-            layer: LayerExperts(bytes(bank.pool.present[layer]), None if blind else bank.uses[:])
+            layer: LayerExperts(bytes(bank.pool.present[layer]), None if blind else array("Q", bank.uses))
             for layer, bank in sorted(self.layers.items())
         }
 
     def check(self) -> None:
         """Raise AssertionError when the bank's tables contradict each other; for tests."""
+        self.quiesce()
         for pool in self._pools:
             pool.check()
+        if self._stream is not None:
+            self._stream.check()
 
     def close(self) -> None:
         """Finish what is held, end the thread that reads ahead, and close the files."""
         self.release()
+        if self._stream is not None:
+            self._stream.abandon()
         self._read_ahead.close()
         self.source.close()
 

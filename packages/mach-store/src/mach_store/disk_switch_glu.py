@@ -28,6 +28,7 @@ class DiskSwitchGLU(nn.Module):
         super().__init__()
         self._cache = cache
         self._bank = cache.layers[layer]
+        self._bank.dispatch = {"dispatch": "disk"}
         self._apply = (activation,)
         self._slot = cache.form.scratch(cache.source.schemas[layer], 1)
 

@@ -50,6 +50,7 @@ class ExpertArrays:
         packing: how each projection's weights are packed.
         components: projection → component → array [slots, …], e.g. `components["up_proj"]["scales"]`.
         plan: reads records into these arrays.
+        segments: what a plan is made of: the array of each tensor, its bytes on disk, whether it is widened.
         reads_anywhere: whether the plan may be used from any thread; not one that computes with MLX.
     """
 
@@ -69,7 +70,8 @@ class ExpertArrays:
         mx.eval(arrays)
         self.components = ExpertTensors(components)
         self.nbytes = sum(array.nbytes for array in arrays)
-        self.plan: ScatterPlan = reader.plan(arrays, nbytes, widen)
+        self.segments = (arrays, nbytes, widen)
+        self.plan: ScatterPlan = reader.plan(*self.segments)
         self.reads_anywhere = True
         self._rows: list[NDArray[np.uint8]] | None = None
 

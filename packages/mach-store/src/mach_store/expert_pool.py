@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
 from mach_store.eviction import DEFAULT_POLICY, EvictionPolicy, Key
 from mach_store.pool_shape import PoolShape
+
+
+class SlotMirror(Protocol):
+    """Somebody else's copy of a pool's table, who is told of every change; no pass of his runs meanwhile."""
+
+    def emptied(self, slots: Sequence[int]) -> None:
+        """`slots` hold nothing now, and are somebody's who is about to fill them."""
+
+    def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
+        """The experts `keys` are readable in `slots`, which held nothing."""
+
+    def pinned(self, slots: Sequence[int]) -> None:
+        """An unevaluated graph may refer to `slots`."""
 
 
 class ExpertPool:
@@ -27,6 +41,7 @@ class ExpertPool:
         present: for each layer a byte per expert, 1 where it is in `table`: cheap to copy for reports.
         pinned: experts whose slots an unevaluated graph may refer to; they are never evicted.
         whole: whether every expert of every layer has a slot, so that nothing is ever evicted.
+        mirror: is told of changes, if there is one.
     """
 
     def __init__(
@@ -43,6 +58,7 @@ class ExpertPool:
         `policy` is one of `mach_store.eviction.POLICIES`.
         """
         self.schema = schema
+        self.mirror: SlotMirror | None = None
         self.narrow, self.for_kernels = form.narrow(schema), form.for_kernels(schema)
         self.arrays = form.bank(schema, slots)
         self.slot_bytes = self.arrays.nbytes // slots
@@ -66,13 +82,26 @@ class ExpertPool:
         """Slots that hold nothing."""
         return len(self._free)
 
+    def free_slots(self, most: int) -> list[int]:
+        """Up to `most` slots that hold nothing, in the order in which `take` would give them."""
+        return self._free[: -most - 1 : -1]
+
+    def pin(self, keys: Sequence[Key]) -> None:
+        """An unevaluated graph may refer to the experts `keys` in their slots."""
+        self.pinned.update(keys)
+        if self.mirror is not None:
+            self.mirror.pinned([self.table[key] for key in keys])
+
     def take(self, count: int) -> tuple[list[int], list[Key]]:
         """`count` slots to read into, and the experts that were evicted for them.
 
         The caller hands every slot back through `fill` or `give_back`.
         """
         evicted = self._evict(count - len(self._free))
-        return [self._free.pop() for _ in range(count)], evicted
+        slots = [self._free.pop() for _ in range(count)]
+        if self.mirror is not None:
+            self.mirror.emptied(slots)
+        return slots, evicted
 
     def _evict(self, count: int) -> list[Key]:
         """Give up `count` experts, if that is more than none."""
@@ -80,12 +109,32 @@ class ExpertPool:
             return []
         victims = self.policy.candidates(count, self.pinned)
         assert len(victims) == count, "a fence never needs more experts than the pool has slots"
-        for victim in victims:
-            self.policy.remove(victim)
-            self.occupancy[victim[0]] -= 1
-            self.present[victim[0]][victim[1]] = 0
-            self._free.append(self.table.pop(victim))
+        self._free += [self._leave(victim) for victim in victims]
         return victims
+
+    def _leave(self, key: Key) -> int:
+        self.policy.remove(key)
+        self.occupancy[key[0]] -= 1
+        self.present[key[0]][key[1]] = 0
+        return self.table.pop(key)
+
+    def arrived(self, key: Key | None, slot: int, evicted: Key | None) -> None:
+        """The mirror has done this by itself: `key` is readable in `slot`, for which `evicted` had to leave.
+
+        Args:
+            key: None if it could not be read: the slot is empty.
+            slot: was free, or held `evicted`.
+            evicted: None if the slot was free.
+        """
+        if evicted is None:
+            self._free.remove(slot)
+        else:
+            left = self._leave(evicted)
+            assert left == slot, "an expert leaves the slot that it was in"
+        if key is None:
+            self._free.append(slot)
+        else:
+            self._enter(key, slot)
 
     def resize(self, slots: int) -> list[Key]:
         """Use the first `slots` slots alone, and give the others' memory back; or use more of them again.
@@ -122,10 +171,15 @@ class ExpertPool:
     def fill(self, keys: list[Key], slots: list[int]) -> None:
         """The experts `keys` are now readable in `slots`."""
         for key, slot in zip(keys, slots, strict=True):
-            self.table[key] = slot
-            self.occupancy[key[0]] += 1
-            self.present[key[0]][key[1]] = 1
-            self.policy.insert(key)
+            self._enter(key, slot)
+        if self.mirror is not None:
+            self.mirror.filled(keys, slots)
+
+    def _enter(self, key: Key, slot: int) -> None:
+        self.table[key] = slot
+        self.occupancy[key[0]] += 1
+        self.present[key[0]][key[1]] = 1
+        self.policy.insert(key)
 
     def give_back(self, slots: list[int]) -> None:
         """`slots` were taken, but the read failed: they hold nothing."""

@@ -118,6 +118,15 @@ class ExpertPredictor:
         at.barren += 1
         return at.barren % REST != 0
 
+    def ranked(self, layer: int, ids: Sequence[int], present: Collection[int] = ()) -> list[tuple[int, int]]:
+        """Experts of the layer after `layer` with the votes of `ids` (distinct), most votes first.
+
+        None that is `present`, and none without a vote; equal ones by number.
+        """
+        votes = self._layers[layer].follows[list(ids)].sum(axis=0, dtype=np.uint32).tolist()
+        found = [(expert, vote) for expert, vote in enumerate(votes) if vote and expert not in present]
+        return sorted(found, key=lambda pair: -pair[1])
+
     def predict(self, layer: int, ids: Sequence[int], present: Collection[int], most: int) -> list[int]:
         """Experts of the layer after `layer` that are worth a read, the likeliest first, at most `most`.
 
@@ -132,13 +141,9 @@ class ExpertPredictor:
         distinct = list(dict.fromkeys(ids))
         if self._resting(following) or not 0 < len(distinct) <= MOST_IDS:
             return []
-        votes = self._layers[layer].follows[distinct].sum(axis=0, dtype=np.uint32).tolist()
-        ranked = sorted(
-            (-vote, expert) for expert, vote in enumerate(votes) if vote and expert not in present
-        )
         self._candidates = [
-            (expert, (-vote // len(distinct)) * CHANCE_CLASSES >> 16, False)
-            for vote, expert in ranked[:CANDIDATES]
+            (expert, (votes // len(distinct)) * CHANCE_CLASSES >> 16, False)
+            for expert, votes in self.ranked(layer, distinct, present)[:CANDIDATES]
         ]
         return self._give(following, most)
 

@@ -32,6 +32,7 @@ class GatherSwitchGLU(nn.Module):
         *,
         transient_min_tokens: int = 32,
         kernels: CpuKernels | None = None,
+        in_graph: bool = True,
     ) -> None:
         """A dispatch for one layer.
 
@@ -41,6 +42,7 @@ class GatherSwitchGLU(nn.Module):
             activation: combines the up and gate products; the family's own module.
             transient_min_tokens: passes of at least this many tokens go through the scratch arena.
             kernels: what to compute with; stock MLX operations if not given.
+            in_graph: let passes find and read their experts by themselves, where that is possible.
         """
         super().__init__()
         self._store, self._layer = store, store.layers[layer]
@@ -53,7 +55,9 @@ class GatherSwitchGLU(nn.Module):
                 f"({self._block.reason}): set LME_CPU_KERNELS=0"
             )
         if isinstance(store, BankCache):
-            self._dispatch = _StreamedDispatch(store, store.layers[layer], self._block, transient_min_tokens)
+            self._dispatch = _StreamedDispatch(
+                store, store.layers[layer], self._block, transient_min_tokens, in_graph
+            )
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         """The chosen experts' outputs.
@@ -71,6 +75,8 @@ class GatherSwitchGLU(nn.Module):
             StoreError: the router chose an expert that does not exist.
         """
         layer = self._layer
+        if self._dispatch is not None and self._dispatch.in_graph:
+            return self._dispatch(x, indices)
         everywhere = layer.device_slots
         if everywhere is None:
             assert self._dispatch is not None, "only a streaming store has experts on disk"
@@ -88,26 +94,77 @@ class GatherSwitchGLU(nn.Module):
 
     def stats(self) -> dict[str, Any]:
         """This layer's counters."""
-        return {"dispatch": "gather", **self._block.as_dict(), **self._layer.counters.as_dict()}
+        dispatch = {"dispatch": "gather"} if self._dispatch is None else self._dispatch.as_dict()
+        return {**dispatch, **self._block.as_dict(), **self._layer.counters.as_dict()}
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether passes find and read their experts by themselves."""
+        return self._dispatch is not None and self._dispatch.in_graph
 
 
 class _StreamedDispatch:
-    """The dispatch while some experts are on disk: the host sees the routed ids at every layer."""
+    """The dispatch while some experts are on disk.
+
+    Passes that fit go into the graph whole, if native kernels compute; otherwise, and for long ones, the
+    host sees the routed ids at every layer.
+    """
 
     def __init__(
-        self, cache: BankCache, bank: LayerExpertBank, block: ExpertBlock, transient_min_tokens: int
+        self,
+        cache: BankCache,
+        bank: LayerExpertBank,
+        block: ExpertBlock,
+        transient_min_tokens: int,
+        in_graph: bool,
     ) -> None:
         self._cache, self._bank, self._block = cache, bank, block
         self._transient_min_tokens = transient_min_tokens
+        product = block.native_product(bank.components, bank.packing)
+        self._streamed = None
+        if not in_graph:
+            self._reason = "switched off by LME_IN_GRAPH_DISPATCH=0"
+        elif product is None:
+            self._reason = f"stock operations compute: {block.reason}"
+        else:
+            streamed = cache.in_graph(bank.layer, product)
+            if isinstance(streamed, str):
+                self._reason = streamed
+            else:
+                self._streamed, self._reason = streamed, ""
+        bank.dispatch = self.as_dict()
+
+    @property
+    def in_graph(self) -> bool:
+        return self._streamed is not None
+
+    def as_dict(self) -> dict[str, str]:
+        """For reports: which dispatch, and why not the one in the graph."""
+        if self.in_graph:
+            return {"dispatch": "in-graph"}
+        return {"dispatch": "gather", "dispatch_reason": self._reason}
 
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
+        if self._streamed is not None and self._fits(indices):
+            self._cache.begin_pass(self._bank.layer)
+            return self._streamed(x, indices)
+        return self._fenced(x, indices)
+
+    def _fits(self, indices: mx.array) -> bool:
+        """Whether a pass is certain to need no more experts than it may take, or finds all of them."""
+        bank = self._bank
+        if bank.resident_to_stay:
+            return True
+        tokens = indices.size // indices.shape[-1]
+        most = min(indices.size, bank.num_experts)
+        return tokens < self._transient_min_tokens and most <= self._room()
+
+    def _fenced(self, x: mx.array, indices: mx.array) -> mx.array:
         cache, bank = self._cache, self._bank
         ids = cache.fence(indices)
         distinct = sorted(set(ids))
         if not (0 <= distinct[0] and distinct[-1] < bank.num_experts):
-            raise StoreError(
-                f"layer {bank.layer}: the router chose an expert outside 0…{bank.num_experts - 1}: {distinct}"
-            )
+            raise StoreError(bank.unknown_expert(distinct))
         k = indices.shape[-1]
         cache.routed(bank.layer, ids, k)
         if len(ids) >= self._transient_min_tokens * k or len(distinct) > self._room():

@@ -27,6 +27,9 @@ class LayerExpertBank:
         for_kernels: whether the arrays suit native kernels alone.
         counters: what happened so far.
         uses: for each expert, the passes that needed it and in which the host saw the routes.
+        dispatch: for reports: which dispatch the layer has, and why not the one in the graph; empty before
+        one is
+            made.
         observed: whether somebody wants to see every route (`BankCache.observe_routes`).
     """
 
@@ -38,8 +41,9 @@ class LayerExpertBank:
         self.packing: Packing = pool.arrays.packing
         self.for_kernels = pool.for_kernels
         self.counters = LayerCounters()
-        self.uses = array("Q", bytes(8 * self.num_experts))
+        self.uses: array[int] | memoryview[int] = array("Q", bytes(8 * self.num_experts))
         self.pool = pool
+        self.dispatch: dict[str, str] = {}
         self.observed = False
         self._source, self._reader = source, reader
         self._device_slots: mx.array | None = None
@@ -62,9 +66,18 @@ class LayerExpertBank:
                 mx.eval(self._device_slots)
         return self._device_slots
 
+    @property
+    def resident_to_stay(self) -> bool:
+        """Whether every expert is in memory, and no other can push it out."""
+        return self.pool.whole and self.pool.occupancy[self.layer] == self.num_experts
+
     def forget_slots(self) -> None:
         """The pool was resized: experts may lie in other slots."""
         self._device_slots = None
+
+    def unknown_expert(self, distinct: Sequence[int]) -> str:
+        """What to say of a router that chose experts which do not exist, among `distinct`."""
+        return f"layer {self.layer}: the router chose an expert outside 0…{self.num_experts - 1}: {distinct}"
 
     def resident(self, experts: Sequence[int]) -> list[int]:
         """Those of `experts` that are in the bank."""
@@ -81,16 +94,17 @@ class LayerExpertBank:
         """
         pool, layer = self.pool, self.layer
         table, touch, uses = pool.table, pool.policy.touch, self.uses
-        missing = []
+        missing, present = [], []
         for expert in experts:
             key = (layer, expert)
             uses[expert] += 1
             if key in table:
                 touch(key)
-                pool.pinned.add(key)
+                present.append(key)
             else:
                 missing.append(expert)
-        self.counters.hits += len(experts) - len(missing)
+        pool.pin(present)
+        self.counters.hits += len(present)
         if missing:
             self._read(missing)
         return {expert: table[layer, expert] for expert in experts}
@@ -120,7 +134,7 @@ class LayerExpertBank:
     def _keep(self, experts: Sequence[int], slots: list[int]) -> None:
         keys = [(self.layer, expert) for expert in experts]
         self.pool.fill(keys, slots)
-        self.pool.pinned.update(keys)
+        self.pool.pin(keys)
         self.counters.misses += len(experts)
 
     def read(

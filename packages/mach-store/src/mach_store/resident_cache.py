@@ -56,11 +56,12 @@ class ResidentStackedExpertCache:
         schemas: model index → one expert's tensors as stored.
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"stacked"`, for reports.
-        host_free: a forward pass never waits for the host.
+        host_free, decodes_ahead: a forward pass never waits for the host.
     """
 
     residency = "stacked"
     host_free = True
+    decodes_ahead = True
 
     def __init__(
         self,
@@ -151,6 +152,12 @@ class ResidentStackedExpertCache:
             RoutedPass(layer, np.array(indices).reshape(-1, indices.shape[-1]).astype(np.uint16))
             for layer, indices in routed
         ]
+
+    def sync(self) -> None:
+        """Nothing runs behind the host's back: for symmetry with `BankCache`."""
+
+    def quiesce(self) -> None:
+        """As `sync`."""
 
     def begin_decoding(self) -> None:
         """Nothing is given back: for symmetry with `BankCache`."""

@@ -84,37 +84,54 @@ class ScatterReader:
                 slots, where.fds, where.offsets, where.crcs, threads=self.threads, direct=self.direct
             )
         except self._checksum_error as error:
-            expert = experts[error.job]  # type: ignore[attr-defined]
-            path = source.path_of(layer, 0, expert)
-            raise SidecarCorruptionError(
-                f"{path}: layer {layer}, expert {expert}: the bytes on disk do not match their checksum; "
-                "export the sidecar again, and check the disk",
-                path=path,
-                layer=layer,
-                expert=expert,
-            ) from error
+            raise self.corruption(source, layer, experts[error.job], error) from error  # type: ignore[attr-defined]
         except self._read_error as error:
-            expert = experts[error.job]  # type: ignore[attr-defined]
-            path = source.path_of(layer, error.segment, expert)  # type: ignore[attr-defined]
-            raise ExpertReadError(
-                f"{path}: layer {layer}, expert {expert}: cannot be read: {error}",
-                path=path,
-                layer=layer,
-                expert=expert,
-            ) from error
+            raise self.read_failure(source, layer, experts[error.job], error) from error  # type: ignore[attr-defined]
         finally:
             seconds = time.perf_counter() - began
             counters.read_seconds += seconds
             counters.wait_seconds += seconds
         changed = source.changed(where.fds) if where.crcs is None else None
         if changed is not None:
-            raise ExpertReadError(
-                f"{changed}: layer {layer}, expert {experts[0]}: cannot be read: the file was written to "
-                "after it was opened, and has no checksums; load the checkpoint again",
-                path=changed,
-                layer=layer,
-                expert=experts[0],
-            )
+            raise self.file_changed(changed, layer, experts[0])
+
+    @staticmethod
+    def file_changed(path: str, layer: int, expert: int) -> ExpertReadError:
+        """What is raised for a file without checksums that was written to."""
+        return ExpertReadError(
+            f"{path}: layer {layer}, expert {expert}: cannot be read: the file was written to "
+            "after it was opened, and has no checksums; load the checkpoint again",
+            path=path,
+            layer=layer,
+            expert=expert,
+        )
+
+    @staticmethod
+    def corruption(source: ExpertSource, layer: int, expert: int, cause: Exception) -> SidecarCorruptionError:
+        """What is raised for a checksum that differs, because of the reader's own error."""
+        path = source.path_of(layer, 0, expert)
+        error = SidecarCorruptionError(
+            f"{path}: layer {layer}, expert {expert}: the bytes on disk do not match their checksum; "
+            "export the sidecar again, and check the disk",
+            path=path,
+            layer=layer,
+            expert=expert,
+        )
+        error.__cause__ = cause
+        return error
+
+    @staticmethod
+    def read_failure(source: ExpertSource, layer: int, expert: int, cause: Any) -> ExpertReadError:
+        """What is raised for a read that the system refused, because of the reader's own error."""
+        path = source.path_of(layer, cause.segment, expert)
+        error = ExpertReadError(
+            f"{path}: layer {layer}, expert {expert}: cannot be read: {cause}",
+            path=path,
+            layer=layer,
+            expert=expert,
+        )
+        error.__cause__ = cause
+        return error
 
 
 def open_reader(settings: StoreSettings) -> ScatterReader:

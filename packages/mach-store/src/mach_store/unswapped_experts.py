@@ -17,12 +17,13 @@ class UnswappedExperts:
     Attributes:
         cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
         residency: `"unswapped"`, for reports.
-        host_free: a forward pass never waits for the host.
+        host_free, decodes_ahead: a forward pass never waits for the host.
         nbytes: of experts in a store: none.
     """
 
     residency = "unswapped"
     host_free = True
+    decodes_ahead = True
     nbytes = 0
 
     def __init__(self) -> None:
@@ -63,6 +64,12 @@ class UnswappedExperts:
     def drain_routes(self) -> list[RoutedPass]:
         """None is seen."""
         return []
+
+    def sync(self) -> None:
+        """Nothing runs behind the host's back: for symmetry with `BankCache`."""
+
+    def quiesce(self) -> None:
+        """As `sync`."""
 
     def begin_decoding(self) -> None:
         """Nothing is given back: for symmetry with `BankCache`."""

@@ -19,7 +19,7 @@ def make_header(**changes: Any) -> TraceHeader:
     run = TraceRun(
         recorded_by="a test", started="2026-11-21T19:00:00+00:00", versions={"mach-store": "0"},
         residency="streaming", dispatch="gather", policy="lru", bank_slots=[], transient_min_tokens=4,
-        scratch_experts=16, narrow=False,
+        scratch_experts=16, narrow=[],
     )  # fmt: skip
     fields: dict[str, Any] = {
         "architecture": "qwen3_moe", "checkpoint": "small", "fingerprint": "f" * 64, "layers": layers,

@@ -13,7 +13,8 @@ def decode(at: int, *experts: int) -> LayerStep:
 
 
 def prompt(at: int, *hottest_first: int, tokens: int = 9) -> LayerStep:
-    return LayerStep(at, tokens, True, sorted(hottest_first), list(hottest_first))
+    routes = {expert: len(hottest_first) - place for place, expert in enumerate(hottest_first)}
+    return LayerStep(at, tokens, True, sorted(hottest_first), list(hottest_first), routes)
 
 
 def run(header, slots, steps, policy="lru") -> BankReplay:
@@ -59,7 +60,7 @@ def test_a_short_pass_with_more_experts_than_its_share_goes_past_the_bank(make_h
 
 
 def test_a_narrow_bank_bounds_a_pass_by_the_arena(make_header) -> None:
-    run_of = msgspec.structs.replace(make_header().run, narrow=True, scratch_experts=2)
+    run_of = msgspec.structs.replace(make_header().run, narrow=[True], scratch_experts=2)
     header = make_header(layers=[0], run=run_of)
     steps = [prompt(0, 0, 1, 2, tokens=2)]
     assert run(header, (3,), steps).tally.transient_reads == 0, "there is room for all three"

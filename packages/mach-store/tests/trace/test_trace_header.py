@@ -45,6 +45,7 @@ def test_what_cannot_be_is_named_by_field(make_header, fields, message) -> None:
         ({"bank_slots": [3, 3]}, "run.bank_slots"),
         ({"bank_slots": [0]}, "run.bank_slots"),
         ({"transient_min_tokens": 0}, "run.transient_min_tokens"),
+        ({"narrow": [True, False]}, "run.narrow: has 2 entries for 1 pools"),
         ({"scratch_experts": 0}, "run.transient_min_tokens, run.scratch_experts"),
     ],
 )

@@ -9,8 +9,10 @@ import msgspec
 import pytest
 
 from mach_store.errors import TraceWriteError
+from mach_store.trace import trace_blocks as blocks
 from mach_store.trace import trace_writer
 from mach_store.trace.trace_events import AnswerBegan, AnswerEnded
+from mach_store.trace.trace_header import TraceEnding
 from mach_store.trace.trace_writer import TraceWriter
 
 
@@ -175,6 +177,7 @@ CHILD = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from mach_store.errors import TraceWriteError
+from mach_store.trace import trace_blocks as blocks
 from mach_store.trace import trace_writer
 from mach_store.trace.trace_events import AnswerBegan, ModelPass
 from mach_store.trace.trace_header import TraceHeader
@@ -231,3 +234,9 @@ def test_a_killed_recording_keeps_all_but_its_last_block(path, make_header, read
     assert len(events) >= told - in_a_block
     assert reader.loss
     assert reader.ending is None
+
+
+def test_the_longest_ending_fits_into_what_is_kept_free() -> None:
+    most = (1 << 64) - 1
+    longest = TraceEnding(ended="finished", answers=most, passes=most, routes=most)
+    assert blocks.HEAD_BYTES + len(msgspec.json.encode(longest)) <= trace_writer.ENDING_BYTES

@@ -62,17 +62,20 @@ class BankReplay:
             policy: one of the engine's.
         """
         self.tally = BankTally(len(header.layers))
-        run, form = header.run, cast(BankForm, _NoMemory(header.run.narrow))
-        self._top_k, self._transient_min_tokens = header.top_k, run.transient_min_tokens
-        self._arena_rows = run.scratch_experts
-        self._most_at_once = run.scratch_experts if run.narrow else header.experts
+        self._arena_rows = header.run.scratch_experts
+        self._transient_min_tokens = header.run.transient_min_tokens
         schema = cast(RecordSchema, None)  # a pool only hands it on to its form
         pools = []
         for number, count in enumerate(slots):
             members = [at for at, pool in enumerate(header.pools) if pool == number]
             layers = dict.fromkeys(members, header.experts)
+            form = cast(BankForm, _NoMemory(header.most_at_once(number) < header.experts))
             pools.append(ExpertPool(schema, layers, count, header.top_k, form, policy))
         self._pools = [pools[number] for number in header.pools]
+        self._rooms = [
+            min(max(header.top_k, pools[number].share), header.most_at_once(number))
+            for number in header.pools
+        ]
         self._whole = all(pool.whole for pool in pools)
 
     def step(self, step: LayerStep) -> None:
@@ -82,7 +85,7 @@ class BankReplay:
             return
         pool = self._pools[step.at]
         pool.pinned.clear()  # the fence
-        room = min(max(self._top_k, pool.share), self._most_at_once)
+        room = self._rooms[step.at]
         if step.tokens >= self._transient_min_tokens or len(step.experts) > room:
             self._transient(pool, step)
         else:
@@ -90,6 +93,7 @@ class BankReplay:
             self.tally.count(step.at, prefill=step.prefill, hits=hits, misses=len(step.experts) - hits)
 
     def _transient(self, pool: ExpertPool, step: LayerStep) -> None:
+        pool.policy.heard(step.at, step.routes)
         plan = prefill_plan(pool, step.at, step.hottest_first, self._arena_rows)
         hits = 0
         for batch in (*plan.present, *plan.filling):

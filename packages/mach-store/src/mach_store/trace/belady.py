@@ -43,9 +43,7 @@ class BeladyReplay:
         whole = is_whole(self._header, slots)
         for number, steps in enumerate(self._pools):
             layers = self._header.pools.count(number)
-            room = max(self._header.top_k, slots[number] // layers)
-            if self._header.run.narrow:
-                room = min(room, self._header.run.scratch_experts)
+            room = min(max(self._header.top_k, slots[number] // layers), self._header.most_at_once(number))
             _optimum(steps, slots[number], room, self._header, tally, whole=whole)
         return tally
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ class LayerStep(NamedTuple):
         prefill: whether it processed a part of the prompt.
         experts: distinct ids, ascending.
         hottest_first: the same, those with most routes first; equal ones ascending.
+        routes: expert → routes to it; empty for a single token, which never goes past the bank.
     """
 
     at: int
@@ -26,6 +28,7 @@ class LayerStep(NamedTuple):
     prefill: bool
     experts: list[int]
     hottest_first: list[int]
+    routes: Mapping[int, int] = MappingProxyType({})
 
 
 def layer_steps(events: Iterable[Event]) -> Iterator[LayerStep]:
@@ -33,15 +36,16 @@ def layer_steps(events: Iterable[Event]) -> Iterator[LayerStep]:
     for event in events:
         if isinstance(event, ModelPass):
             for at, ids in enumerate(event.ids):
-                experts, hottest = _distinct(ids)
-                yield LayerStep(at, len(ids), event.prefill, experts, hottest)
+                yield LayerStep(at, len(ids), event.prefill, *_distinct(ids))
 
 
-def _distinct(ids: Ids) -> tuple[list[int], list[int]]:
+def _distinct(ids: Ids) -> tuple[list[int], list[int], dict[int, int]]:
     if len(ids) == 1:
         experts: list[int] = ids[0].tolist()
         # Already ascending; a router that chooses one twice is odd, not impossible.
         experts = list(dict.fromkeys(experts))
-        return experts, experts
+        return experts, experts, {}
     needed, counts = np.unique(ids, return_counts=True)
-    return needed.tolist(), needed[np.argsort(-counts, kind="stable")].tolist()
+    ascending = needed.tolist()
+    hottest_first = needed[np.argsort(-counts, kind="stable")].tolist()
+    return ascending, hottest_first, dict(zip(ascending, counts.tolist(), strict=True))

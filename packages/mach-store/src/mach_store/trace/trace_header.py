@@ -34,7 +34,8 @@ class TraceRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bank_slots: slots of each pool, in the order of their numbers; empty where there is no bank.
         transient_min_tokens: passes of so many tokens went past the bank, through the scratch arena.
         scratch_experts: experts of one layer that the arena held at once.
-        narrow: whether the bank was widened before use, which bounds a pass's experts by `scratch_experts`.
+        narrow: for each pool whether it was widened before use, which bounds a pass's experts of one layer by
+            `scratch_experts`; empty where there is no bank.
     """
 
     recorded_by: str
@@ -46,7 +47,7 @@ class TraceRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     bank_slots: list[int]
     transient_min_tokens: int
     scratch_experts: int
-    narrow: bool
+    narrow: list[bool]
 
 
 class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +91,11 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """How many pools the layers form."""
         return max(self.pools) + 1
 
+    def most_at_once(self, pool: int) -> int:
+        """Experts of one layer that a pass may use out of a pool's slots, as far as the arena bounds that."""
+        narrow = bool(self.run.narrow) and self.run.narrow[pool]
+        return min(self.run.scratch_experts, self.experts) if narrow else self.experts
+
     def contradiction(self) -> str:
         """What cannot be, as `field: why`; empty where all is well."""
         layers = len(self.layers)
@@ -118,6 +124,8 @@ class TraceHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         slots = self.run.bank_slots
         if slots and (len(slots) != self.pool_count or min(slots) < 1):
             return f"run.bank_slots: {slots!r:.80} are not the slots of {self.pool_count} pools"
+        if self.run.narrow and len(self.run.narrow) != self.pool_count:
+            return f"run.narrow: has {len(self.run.narrow)} entries for {self.pool_count} pools"
         if self.run.transient_min_tokens < 1 or self.run.scratch_experts < 1:
             return "run.transient_min_tokens, run.scratch_experts: must be at least 1"
         return ""

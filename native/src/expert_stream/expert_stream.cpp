@@ -1,0 +1,404 @@
+#include "expert_stream.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <numeric>
+#include <new>
+#include <stdexcept>
+#include <utility>
+
+namespace lme::stream {
+namespace {
+
+double seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+
+FileMark file_mark(int32_t fd) {
+  struct stat found {};
+  if (::fstat(fd, &found) != 0) return {-1, 0, 0};
+#if defined(__APPLE__)
+  return {found.st_size, found.st_mtimespec.tv_sec, found.st_mtimespec.tv_nsec};
+#else
+  return {found.st_size, found.st_mtim.tv_sec, found.st_mtim.tv_nsec};
+#endif
+}
+
+// Unwinds a pass; never leaves this file.
+struct Failed {
+  PassFailure why;
+};
+
+}  // namespace
+
+// One run of a layer, from its ids to its last route.
+class ExpertStream::Pass {
+ public:
+  Pass(ExpertStream& stream, size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids,
+       const Compute& compute)
+      : stream_(stream),
+        layer_(*stream.layers_[layer]),
+        pool_(*stream.pools_[layer_.pool]),
+        compute_(compute) {
+    record_.layer = layer;
+    record_.mark = mark;
+    record_.k = k;
+    sort_routes(ids);
+    if (stream.observing_) record_.routes.assign(ids.begin(), ids.end());
+  }
+
+  // Nobody reads into memory that an unwound stack held, and no slot stays claimed.
+  ~Pass() {
+    stream_.crew_.settle(reading_);
+    const std::lock_guard lock(stream_.mutex_);
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kReading) end_read(need, true);
+    }
+    stream_.running_.reset();
+    stream_.passes_.push_back(std::move(record_));
+  }
+
+  void run() {
+    look_up();
+    submit_placed();
+    compute_resident();
+    while (!reading_.empty() || unplaced_ > 0) {
+      if (reading_.empty()) place_in_spent();
+      take_arrived();
+    }
+  }
+
+ private:
+  enum class Stage : uint8_t { kResident, kUnplaced, kReading, kReadable, kDone, kFailed };
+  struct Need {
+    uint32_t expert;
+    size_t first, count;  // in order_
+    Stage stage = Stage::kUnplaced;
+    int32_t slot = SlotTable::kNothing;
+    size_t arrival = 0;  // in record_.arrivals
+    ReadOrder order;
+  };
+
+  int32_t key_of(const Need& need) const { return layer_.first_key + static_cast<int32_t>(need.expert); }
+
+  void sort_routes(std::span<const uint32_t> ids) {
+    order_.resize(ids.size());
+    std::iota(order_.begin(), order_.end(), 0u);
+    std::sort(order_.begin(), order_.end(),
+              [&](uint32_t a, uint32_t b) { return ids[a] != ids[b] ? ids[a] < ids[b] : a < b; });
+    for (size_t i = 0; i < order_.size(); ++i) {
+      const uint32_t expert = ids[order_[i]];
+      if (needs_.empty() || needs_.back().expert != expert) {
+        needs_.emplace_back();
+        needs_.back().expert = expert;
+        needs_.back().first = i;
+        needs_.back().count = 0;
+      }
+      ++needs_.back().count;
+    }
+  }
+
+  void look_up() {
+    const std::lock_guard lock(stream_.mutex_);
+    if (needs_.back().expert >= layer_.experts) {
+      PassFailure failure{.kind = PassFailure::kRoute, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}};
+      for (const Need& need : needs_) failure.routes.push_back(need.expert);
+      needs_.clear();
+      record_.serial = ++stream_.serial_;
+      throw Failed{std::move(failure)};
+    }
+    record_.serial = ++stream_.serial_;
+    stream_.running_ = record_.serial;
+    // Hits first: a slot that this pass uses is not given up in it.
+    for (Need& need : needs_) {
+      std::atomic_ref(layer_.uses[need.expert]).fetch_add(1, std::memory_order_relaxed);
+      const int32_t slot = pool_.table.slot_of(key_of(need));
+      if (slot == SlotTable::kNothing) continue;
+      pool_.table.touch(slot, record_.serial);
+      need.slot = slot;
+      need.stage = Stage::kResident;
+      record_.hits.push_back(static_cast<int32_t>(need.expert));
+    }
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kResident) continue;
+      if (const auto taken = pool_.table.take(record_.serial)) {
+        place(need, *taken);
+      } else {
+        ++unplaced_;
+      }
+    }
+  }
+
+  // Under the stream's lock.
+  void place(Need& need, SlotTable::Taken taken) {
+    need.slot = taken.slot;
+    need.stage = Stage::kReading;
+    need.arrival = record_.arrivals.size();
+    record_.arrivals.push_back({static_cast<int32_t>(need.expert), taken.slot, taken.evicted, false});
+    const LayerFiles& files = layer_.files;
+    const size_t places = files.fds.size() / layer_.experts, first = need.expert * places;
+    need.order.segments = pool_.segments;
+    need.order.slots = pool_.table.slots();
+    need.order.slot = taken.slot;
+    need.order.fds = std::span(files.fds).subspan(first, places);
+    need.order.offsets = std::span(files.offsets).subspan(first, places);
+    if (!files.crcs.empty()) need.order.crc = files.crcs[need.expert];
+    need.order.direct = stream_.direct_;
+    starting_.push_back(&need.order);
+  }
+
+  void submit_placed() {
+    if (starting_.empty()) return;
+    if (reading_.empty()) began_ = Clock::now();
+    stream_.crew_.submit(starting_, record_.hits.empty());
+    reading_.insert(reading_.end(), starting_.begin(), starting_.end());
+    starting_.clear();
+  }
+
+  void compute_resident() {
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kResident) need.stage = Stage::kReadable;
+    }
+    compute_readable();
+  }
+
+  // More experts than slots that may be given up: those that have been computed make room for the rest.
+  void place_in_spent() {
+    {
+      const std::lock_guard lock(stream_.mutex_);
+      for (Need& need : needs_) {
+        if (need.stage != Stage::kUnplaced) continue;
+        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [](const Need& n) {
+          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing;
+        });
+        if (spent == needs_.rend()) break;
+        pool_.table.clear(spent->slot);
+        place(need, {std::exchange(spent->slot, SlotTable::kNothing), key_of(*spent)});
+        --unplaced_;
+      }
+      if (starting_.empty()) {
+        unplaced_ = 0;
+        throw Failed{{.kind = PassFailure::kSlots, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}}};
+      }
+    }
+    submit_placed();
+  }
+
+  void take_arrived() {
+    const auto stood = Clock::now();
+    const std::vector<ReadOrder*> done = stream_.crew_.await(reading_);
+    for (ReadOrder* order : done) check_files(*order);
+    {
+      const std::lock_guard lock(stream_.mutex_);
+      record_.wait_seconds += seconds(Clock::now() - stood);
+      for (Need& need : needs_) {
+        if (std::find(done.begin(), done.end(), &need.order) == done.end()) continue;
+        ended_ = std::max(ended_, need.order.finished);
+        end_read(need, need.order.failure.has_value());
+      }
+      if (reading_.empty()) record_.read_seconds += seconds(std::max(ended_, began_) - began_);
+    }
+    if (failed_ == nullptr) return compute_readable();
+    // What is under way ends, what has not begun is left; then the first bad expert is told.
+    stream_.crew_.settle(reading_);
+    const std::lock_guard lock(stream_.mutex_);
+    for (Need& need : needs_) {
+      if (need.stage != Stage::kReading) continue;
+      const bool arrived = need.order.state == ReadOrder::State::kFinished;
+      if (arrived) check_files(need.order);
+      end_read(need, !arrived || need.order.failure.has_value());
+    }
+    reading_.clear();
+    record_.read_seconds += seconds(Clock::now() - began_);
+    PassFailure failure{.kind = PassFailure::kRead,
+                        .layer = record_.layer,
+                        .expert = failed_->expert,
+                        .read = failed_->order.failure,
+                        .routes = {}};
+    throw Failed{std::move(failure)};
+  }
+
+  // Bytes without a checksum are those that were opened only as long as nobody writes to the file.
+  void check_files(ReadOrder& order) const {
+    if (order.failure || order.crc) return;
+    for (size_t i = 0; i < order.fds.size(); ++i) {
+      if (file_mark(order.fds[i]) == layer_.files.marks.at(order.fds[i])) continue;
+      order.failure = Failure{.kind = Failure::kRead, .job = 0, .segment = i, .error = kFileChanged};
+      return;
+    }
+  }
+
+  // Under the stream's lock: the expert is in its slot, or the slot is empty.
+  void end_read(Need& need, bool failed) {
+    if (failed) {
+      need.stage = Stage::kFailed;
+      record_.arrivals[need.arrival].failed = true;
+      if (need.order.failure && (failed_ == nullptr || need.expert < failed_->expert)) failed_ = &need;
+      return;
+    }
+    pool_.table.put(key_of(need), need.slot, record_.serial);
+    record_.bytes += pool_.record_bytes;
+    need.stage = Stage::kReadable;
+  }
+
+  void compute_readable() {
+    routes_.clear();
+    slots_.clear();
+    for (Need& need : needs_) {
+      if (need.stage != Stage::kReadable) continue;
+      for (size_t i = need.first; i < need.first + need.count; ++i) {
+        routes_.push_back(order_[i]);
+        slots_.push_back(static_cast<uint32_t>(need.slot));
+      }
+    }
+    if (!routes_.empty()) compute_(routes_, slots_);
+    for (Need& need : needs_) {
+      if (need.stage == Stage::kReadable) need.stage = Stage::kDone;
+    }
+  }
+
+  ExpertStream& stream_;
+  Layer& layer_;
+  Pool& pool_;
+  const Compute& compute_;
+  PassRecord record_{};
+  std::vector<uint32_t> order_;   // routes by expert
+  std::vector<uint32_t> routes_, slots_;  // to compute next
+  std::vector<Need> needs_;       // by expert, ascending; not moved once orders are placed
+  std::vector<ReadOrder*> starting_, reading_;
+  size_t unplaced_ = 0;
+  const Need* failed_ = nullptr;
+  Clock::time_point began_{}, ended_{};
+};
+
+size_t ExpertStream::add_pool(std::vector<Segment> segments, size_t slots, std::shared_ptr<const void> memory) {
+  const uint64_t bytes = check_segments(segments);
+  const std::lock_guard lock(mutex_);
+  pools_.push_back(std::make_unique<Pool>(Pool{std::move(segments), SlotTable(slots), bytes, std::move(memory)}));
+  return pools_.size() - 1;
+}
+
+size_t ExpertStream::add_layer(size_t pool, size_t experts, LayerFiles files) {
+  const std::lock_guard lock(mutex_);
+  Pool& owner = *pools_.at(pool);
+  const size_t places = experts == 0 ? 0 : files.fds.size() / experts;
+  if (experts == 0 || (places != 1 && places != owner.segments.size()) || files.fds.size() != experts * places ||
+      files.offsets.size() != files.fds.size() || (!files.crcs.empty() && files.crcs.size() != experts)) {
+    throw std::invalid_argument("a layer needs one fd and one offset per expert, or per expert and segment, and "
+                                "one crc per expert or none");
+  }
+  for (size_t expert = 0; expert < experts; ++expert) {
+    const int64_t slot = 0;
+    const Batch batch{.segments = owner.segments,
+                      .slots = owner.table.slots(),
+                      .targets = {&slot, 1},
+                      .fds = std::span<const int32_t>(files.fds).subspan(expert * places, places),
+                      .offsets = std::span<const int64_t>(files.offsets).subspan(expert * places, places),
+                      .crcs = std::nullopt,
+                      .threads = 1,
+                      .direct = direct_};
+    batch.check();
+  }
+  if (files.crcs.empty()) {
+    for (const int32_t fd : files.fds) files.marks.try_emplace(fd, file_mark(fd));
+  }
+  const int32_t first = owner.table.add_keys(experts);
+  layers_.push_back(std::make_unique<Layer>(Layer{pool, experts, first, std::move(files), std::vector<uint64_t>(experts, 0)}));
+  return layers_.size() - 1;
+}
+
+std::shared_ptr<void> ExpertStream::expect() {
+  {
+    const std::lock_guard lock(mutex_);
+    ++expected_;
+  }
+  return {nullptr, [this](void*) {
+            const std::lock_guard lock(mutex_);
+            if (--expected_ == 0) idle_.notify_all();
+          }};
+}
+
+void ExpertStream::wait() {
+  std::unique_lock lock(mutex_);
+  idle_.wait(lock, [&] { return expected_ == 0; });
+}
+
+void ExpertStream::skip(bool on) {
+  const std::lock_guard lock(mutex_);
+  skipping_ = on;
+}
+
+void ExpertStream::observe(bool on) {
+  const std::lock_guard lock(mutex_);
+  observing_ = on;
+}
+
+void ExpertStream::deal(size_t pool, std::vector<Candidate> hand, uint64_t serial) {
+  const std::lock_guard lock(mutex_);
+  pools_.at(pool)->table.deal(std::move(hand), serial);
+}
+
+size_t ExpertStream::dealt(size_t pool) {
+  const std::lock_guard lock(mutex_);
+  return pools_.at(pool)->table.dealt();
+}
+
+void ExpertStream::set(size_t pool, int32_t slot, int32_t key) {
+  const std::lock_guard lock(mutex_);
+  SlotTable& table = pools_.at(pool)->table;
+  table.clear(slot);
+  table.touch(slot, ++serial_);  // a hand that was dealt before does not mean it any more
+  if (key != SlotTable::kNothing) table.put(key, slot, serial_);
+}
+
+void ExpertStream::pin(size_t pool, int32_t slot) {
+  const std::lock_guard lock(mutex_);
+  SlotTable& table = pools_.at(pool)->table;
+  table.pin(slot);
+  table.touch(slot, ++serial_);
+}
+
+void ExpertStream::unpin_all() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& pool : pools_) pool->table.unpin_all();
+}
+
+std::vector<int32_t> ExpertStream::keys(size_t pool) {
+  const std::lock_guard lock(mutex_);
+  const SlotTable& table = pools_.at(pool)->table;
+  std::vector<int32_t> keys(table.slots());
+  for (size_t slot = 0; slot < keys.size(); ++slot) keys[slot] = table.key_in(static_cast<int32_t>(slot));
+  return keys;
+}
+
+Log ExpertStream::drain() {
+  const std::lock_guard lock(mutex_);
+  return {.serial = running_ ? *running_ - 1 : serial_, .passes = std::exchange(passes_, {}), .failure = failure_};
+}
+
+void ExpertStream::forgive() {
+  const std::lock_guard lock(mutex_);
+  failure_.reset();
+}
+
+ExpertStream::Outcome ExpertStream::run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids,
+                                        const Compute& compute) {
+  const std::lock_guard turn(turn_);
+  {
+    const std::lock_guard lock(mutex_);
+    if (skipping_) return Outcome::kSkipped;
+    if (failure_) return Outcome::kFailed;
+  }
+  try {
+    Pass(*this, layer, mark, k, ids, compute).run();
+    return Outcome::kComputed;
+  } catch (Failed& failed) {
+    const std::lock_guard lock(mutex_);
+    failure_ = std::move(failed.why);
+  } catch (const std::bad_alloc&) {
+    const std::lock_guard lock(mutex_);
+    failure_ = PassFailure{.kind = PassFailure::kMemory, .layer = layer, .expert = 0, .read = {}, .routes = {}};
+  }
+  return Outcome::kFailed;
+}
+
+}  // namespace lme::stream

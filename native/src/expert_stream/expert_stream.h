@@ -1,0 +1,129 @@
+// A model's routed experts while most are on disk: passes look their experts up, read those that are missing and
+// compute the others meanwhile, without asking anybody. Owns pools, layers, the turn of passes, and their log.
+// Knows neither Python nor MLX, no arithmetic, and no policy: which experts leave is dealt beforehand.
+//
+// One thread at a time runs passes; any other may deal, drain and wait meanwhile.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "batch.h"
+#include "pass_log.h"
+#include "read_crew.h"
+#include "slot_table.h"
+
+namespace lme::stream {
+
+// A file's size and time of change.
+using FileMark = std::tuple<int64_t, int64_t, int64_t>;
+
+// Where the experts of a layer lie on disk, as in Batch: one place per expert, or one per expert and segment.
+struct LayerFiles {
+  std::vector<int32_t> fds;
+  std::vector<int64_t> offsets;
+  std::vector<uint32_t> crcs;  // empty: unchecked
+  std::map<int32_t, FileMark> marks = {};  // of unchecked files, when the layer was added
+};
+
+class ExpertStream {
+ public:
+  // Computes routes: `routes` are places in the pass's ids, and `slots` says where the expert of each lies.
+  using Compute = std::function<void(std::span<const uint32_t> routes, std::span<const uint32_t> slots)>;
+
+  // `threads` read besides the one that runs a pass.
+  ExpertStream(size_t threads, bool direct) : direct_(direct), crew_(threads) {}
+
+  // `memory` holds what the segments point into. Throws as check_segments.
+  size_t add_pool(std::vector<Segment> segments, size_t slots, std::shared_ptr<const void> memory);
+  // The descriptors stay open until nothing is under way any more. Throws as Batch::check.
+  size_t add_layer(size_t pool, size_t experts, LayerFiles files);
+  size_t experts(size_t layer) const { return layers_.at(layer)->experts; }
+  size_t slots(size_t layer) const { return pools_[layers_.at(layer)->pool]->table.slots(); }
+  // For each expert the passes that asked for it, counted with relaxed atomics; lasts as long as this.
+  uint64_t* uses(size_t layer) { return layers_.at(layer)->uses.data(); }
+  size_t slots_of(size_t pool) const { return pools_.at(pool)->table.slots(); }
+  size_t keys_of(size_t pool) const { return pools_.at(pool)->table.keys(); }
+  // The key of a layer's first expert in its pool; the others follow.
+  int32_t first_key(size_t layer) const { return layers_.at(layer)->first_key; }
+
+  // --- for whoever queues passes ---
+
+  // A pass is being queued. It counts as queued or running as long as the ticket lives: whoever queues it may drop it
+  // without running it. The stream must outlive the ticket.
+  std::shared_ptr<void> expect();
+  // Waits until no pass is queued or running.
+  void wait();
+  // While on, passes compute nothing and leave everything as it is: their results will be thrown away.
+  void skip(bool on);
+  // Whether routes are logged.
+  void observe(bool on);
+
+  // --- for the owner of the tables; what it changes goes for passes that begin afterwards ---
+
+  void deal(size_t pool, std::vector<Candidate> hand, uint64_t serial);
+  // Candidates that are left of the hand.
+  size_t dealt(size_t pool);
+  // `key` was read into `slot` (kNothing: the slot was emptied) by somebody else, while no pass ran.
+  void set(size_t pool, int32_t slot, int32_t key);
+  // Pinned slots are never taken; they count as used now.
+  void pin(size_t pool, int32_t slot);
+  void unpin_all();
+  std::vector<int32_t> keys(size_t pool);  // by slot
+
+  // The log since the last call. The first failure stays, and every pass fails, until it is forgiven.
+  Log drain();
+  void forgive();
+
+  // --- for the thread that computes ---
+
+  enum class Outcome : uint8_t { kComputed, kSkipped, kFailed };
+
+  // One pass: `ids` [tokens, k]; its record has `mark`. Calls `compute` for disjoint sets of routes, all together every
+  // one. Otherwise the pass was to be skipped, or it failed and drain() says why; some routes may be missing then.
+  Outcome run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids, const Compute& compute);
+
+ private:
+  struct Pool {
+    std::vector<Segment> segments;
+    SlotTable table;
+    uint64_t record_bytes;
+    std::shared_ptr<const void> memory;
+  };
+  struct Layer {
+    size_t pool, experts;
+    int32_t first_key;
+    LayerFiles files;
+    std::vector<uint64_t> uses;
+  };
+  class Pass;
+
+
+  const bool direct_;
+  std::mutex turn_;  // held by the thread that runs a pass, all the while; nobody else takes it
+
+  std::mutex mutex_;  // all below; never held while anything is waited for, read or computed
+  std::condition_variable idle_;
+  std::vector<std::unique_ptr<Pool>> pools_;
+  std::vector<std::unique_ptr<Layer>> layers_;
+  std::vector<PassRecord> passes_;
+  std::optional<PassFailure> failure_;
+  uint64_t serial_ = 0;
+  std::optional<uint64_t> running_;  // the serial number of the pass that has begun and is not logged
+  size_t expected_ = 0;
+  bool skipping_ = false, observing_ = false;
+
+  ReadCrew crew_;  // last: its threads end first
+};
+
+}  // namespace lme::stream

@@ -1,0 +1,52 @@
+// What passes did, for whoever keeps the tables that policies decide by. Data only.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "batch.h"
+
+namespace lme::stream {
+
+// One expert that was not in its pool when a pass asked for it.
+struct Arrival {
+  int32_t expert;
+  int32_t slot;     // it is there now; after a failed read the slot is empty
+  int32_t evicted;  // the key that had to leave the slot, or SlotTable::kNothing
+  bool failed;
+};
+
+// One layer's part in one forward pass.
+struct PassRecord {
+  uint64_t serial = 0;
+  uint64_t mark = 0;  // the caller's own
+  size_t layer = 0;  // as numbered by ExpertStream::add_layer
+  size_t k = 0;
+  std::vector<uint32_t> routes;    // [tokens, k]; empty unless observed
+  std::vector<int32_t> hits;       // distinct experts, ascending
+  std::vector<Arrival> arrivals;   // in the order of their placing
+  uint64_t bytes = 0;              // read from disk
+  double read_seconds = 0;         // from the first read's beginning to the last one's end
+  double wait_seconds = 0;         // in which nothing was computed because of them
+};
+
+// Instead of an errno: the file has no checksums, and was written to since its layer was added.
+constexpr int kFileChanged = -1;
+
+// Why a pass came to nothing.
+struct PassFailure {
+  enum Kind { kRead, kRoute, kSlots, kMemory } kind;
+  size_t layer;
+  uint32_t expert = 0;           // kRead
+  std::optional<Failure> read;   // kRead
+  std::vector<uint32_t> routes;  // kRoute: the distinct ids, ascending
+};
+
+struct Log {
+  uint64_t serial = 0;  // uses up to it are in this log or in an earlier one
+  std::vector<PassRecord> passes;
+  std::optional<PassFailure> failure;
+};
+
+}  // namespace lme::stream

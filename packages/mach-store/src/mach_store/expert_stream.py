@@ -1,0 +1,277 @@
+"""Owns the in-graph dispatch: native passes beside the bank's tables, and the way of news between the two.
+
+A native pass (`lme_expert_stream`) looks experts up and reads missing ones by itself, in MLX's thread.
+Which experts leave is the policy's choice all the same: `sync` tells it what passes did, in their order,
+and deals the native side a new hand of slots that may be taken. Knows no arithmetic and no policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from liblme_expert_io.errors import ChecksumError, ReadError
+from mach_store.errors import StoreError
+from mach_store.eviction import Key
+from mach_store.expert_pool import ExpertPool
+from mach_store.expert_source import ExpertSource
+from mach_store.layer_bank import LayerExpertBank
+from mach_store.routed_pass import RoutedPass
+from mach_store.scatter_reader import ScatterReader
+
+NATIVE_MODULE = "lme_expert_stream"
+NOTHING = -1
+"""The key of a slot that holds nothing."""
+HAND_TOKENS = 4
+"""A hand is enough for so many tokens without a hit; it is dealt again when it is down to half."""
+
+
+class ExpertStream:
+    """The native passes over one bank."""
+
+    def __init__(
+        self,
+        native: Any,
+        banks: Mapping[int, LayerExpertBank],
+        source: ExpertSource,
+        reader: ScatterReader,
+        routed: Callable[[RoutedPass], None],
+    ) -> None:
+        """Make the bank's pools and layers known to the native side.
+
+        Args:
+            native: the module `lme_expert_stream`.
+            banks: the views of the bank of every layer whose experts lie there as they are stored.
+            source: where the experts' bytes lie.
+            reader: how they are read.
+            routed: is told of every layer's routes while they are observed.
+        """
+        self._native = native.ExpertStream(threads=reader.threads, direct=reader.direct)
+        self._source, self._reader, self._routed = source, reader, routed
+        self._banks = [banks[layer] for layer in sorted(banks)]
+        self._pools: dict[int, _StreamedPool] = {}
+        self._pool_of: list[_StreamedPool] = []
+        for bank in self._banks:
+            if id(bank.pool) not in self._pools:
+                self._pools[id(bank.pool)] = _StreamedPool(self._native, bank.pool)
+            pool = self._pools[id(bank.pool)]
+            where = source.locate(bank.layer, range(bank.num_experts))
+            changed = source.changed(where.fds) if where.crcs is None else None
+            if changed is not None:
+                raise reader.file_changed(changed, bank.layer, 0)
+            number, first = self._native.add_layer(
+                pool.number, bank.num_experts, where.fds, where.offsets, where.crcs
+            )
+            assert number == len(self._pool_of), "layers are numbered in order"
+            self._pool_of.append(pool)
+            pool.add_layer(bank, first)
+            uses = self._native.uses(number)
+            uses[:] = memoryview(bank.uses)
+            bank.uses = uses
+        for pool in self._pools.values():
+            pool.publish()
+        self._waiting: list[Any] = []
+        self._mark = self._observed_after = 0
+
+    def layer(self, layer: int, product: Any) -> Callable[[mx.array, mx.array], mx.array]:
+        """(x, ids) → the routed experts' outputs, lazily, as `ExpertBlock` with `product` gives them.
+
+        A call is part of the forward pass that `begin` announced.
+
+        Args:
+            layer: model layer index.
+            product: `lme_cpu_kernels.ExpertProduct` over the pool's arrays.
+        """
+        number = next(n for n, bank in enumerate(self._banks) if bank.layer == layer)
+        streamed: Callable[[mx.array, mx.array, int], mx.array] = self._native.layer(number, product)
+        return lambda x, ids: streamed(x, ids, self._mark)
+
+    @property
+    def first_layer(self) -> int:
+        """Where a forward pass begins."""
+        return self._banks[0].layer
+
+    def begin(self) -> None:
+        """A forward pass is going to be built; tells the tables of what those before it have done.
+
+        Raises: as `quiesce`.
+        """
+        self._mark += 1
+        self.sync()
+
+    def sync(self) -> None:
+        """Tell the tables of the forward passes before the one built last, and deal new hands; waits for
+        nothing.
+
+        So whoever has built a pass ahead of the one that he looks at sees counts of just that one.
+
+        Raises: as `quiesce`.
+        """
+        self._take_in(*self._native.drain(), below=self._mark)
+
+    def quiesce(self) -> None:
+        """Wait until no pass is queued, and tell the tables of everything: they may be changed then.
+
+        Raises:
+            SidecarCorruptionError, ExpertReadError, StoreError: a pass failed. None is queued any more, the
+            next
+                ones work, and the slots of failed reads are empty.
+        """
+        self._native.wait()
+        self._take_in(*self._native.drain())
+
+    def abandon(self) -> None:
+        """As `quiesce`, for passes whose results nobody wants: they do nothing, and their failures are
+        nobody's."""
+        self._native.skip(True)
+        try:
+            self._native.wait()
+        finally:
+            self._native.skip(False)
+        serial, passes, failure = self._native.drain()
+        if failure is not None:
+            self._native.forgive()
+        self._take_in(serial, passes, None)
+
+    def republish(self) -> None:
+        """The tables were changed otherwise than by taking and filling slots; nothing is queued."""
+        for pool in self._pools.values():
+            pool.publish()
+
+    def observe(self, on: bool) -> None:
+        """Whether routes are told, of passes that are built from now on: none is told in part."""
+        self._observed_after = self._mark
+        self._native.observe(on)
+
+    def unpin(self) -> None:
+        """No slot is pinned any more."""
+        self._native.unpin()
+
+    def check(self) -> None:
+        """Raise AssertionError when the tables and the native side contradict each other; nothing is
+        queued."""
+        for pool in self._pools.values():
+            pool.check()
+
+    def _take_in(
+        self, serial: int, passes: list[Any], failure: Mapping[str, Any] | None, below: int | None = None
+    ) -> None:
+        passes = self._waiting + passes
+        end = len(passes)
+        if below is not None and failure is None:
+            while end and passes[end - 1][1] >= below:
+                end -= 1
+        self._waiting = passes[end:]
+        if self._waiting:
+            serial = self._waiting[0][2] - 1
+        for record in passes[:end]:
+            self._replay(record)
+        for pool in self._pools.values():
+            pool.deal(serial)
+        if failure is not None:
+            self._native.wait()
+            self._native.forgive()
+            raise self._error(failure)
+
+    def _replay(self, record: Any) -> None:
+        number, mark, _, hits, arrivals, k, routes, read, read_seconds, wait_seconds = record
+        bank, pool, counters = self._banks[number], self._pool_of[number], self._banks[number].counters
+        keys, touch = pool.keys_of[bank.layer], bank.pool.policy.touch
+        for expert in hits:
+            touch(keys[expert])
+        counters.hits += len(hits)
+        for expert, slot, evicted, failed in arrivals:
+            gone = None if evicted == NOTHING else pool.keys[evicted]
+            bank.pool.arrived(None if failed else keys[expert], slot, gone)
+            counters.misses += not failed
+            counters.evictions += gone is not None
+        if arrivals:
+            counters.bytes_read += read
+            counters.read_seconds += read_seconds
+            counters.wait_seconds += wait_seconds
+        if routes is not None and mark > self._observed_after:
+            ids = np.frombuffer(routes, np.uint32).reshape(-1, k).astype(np.uint16)
+            self._routed(RoutedPass(bank.layer, ids))
+
+    def _error(self, failure: Mapping[str, Any]) -> StoreError:
+        bank, kind = self._banks[failure["layer"]], failure["kind"]
+        if kind == "route":
+            return StoreError(bank.unknown_expert(failure["routes"]))
+        if kind == "slots":
+            return StoreError(f"layer {bank.layer}: every slot of the expert bank is pinned: report this")
+        if kind == "memory":
+            return StoreError(f"layer {bank.layer}: there was no memory for a pass: lower --expert-cache-gb")
+        expert = failure["expert"]
+        if kind == "changed":
+            path = self._source.path_of(bank.layer, failure["segment"], expert)
+            return self._reader.file_changed(path, bank.layer, expert)
+        if kind == "checksum":
+            cause = ChecksumError(0, failure["expected"], failure["actual"])
+            return self._reader.corruption(self._source, bank.layer, expert, cause)
+        fields = (failure[name] for name in ("segment", "errno", "offset", "wanted", "got"))
+        return self._reader.read_failure(self._source, bank.layer, expert, ReadError(0, *fields))
+
+
+class _StreamedPool:
+    """One pool's side of it; keeps the native table equal to the Python one."""
+
+    def __init__(self, native: Any, pool: ExpertPool) -> None:
+        self._native, self._pool = native, pool
+        self.number: int = native.add_pool(*pool.arrays.segments)
+        self.keys: list[Key] = []
+        self.keys_of: dict[int, list[Key]] = {}
+        self._code_of: dict[Key, int] = {}
+        pool.mirror = self
+
+    def add_layer(self, bank: LayerExpertBank, first: int) -> None:
+        assert first == len(self.keys), "keys are numbered in order"
+        keys = [(bank.layer, expert) for expert in range(bank.num_experts)]
+        self.keys_of[bank.layer] = keys
+        self._code_of.update((key, first + expert) for expert, key in enumerate(keys))
+        self.keys += keys
+
+    def emptied(self, slots: Sequence[int]) -> None:
+        """See `SlotMirror`."""
+        self._native.set(self.number, slots, [NOTHING] * len(slots))
+
+    def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
+        """See `SlotMirror`."""
+        self._native.set(self.number, slots, [self._code_of[key] for key in keys])
+
+    def pinned(self, slots: Sequence[int]) -> None:
+        """See `SlotMirror`."""
+        self._native.pin(self.number, slots)
+
+    def publish(self) -> None:
+        table = self._pool.table
+        self._native.deal(self.number, [], [], 0)
+        self.emptied(range(self._pool.arrays.slots))
+        self.filled(list(table), list(table.values()))
+
+    def deal(self, serial: int) -> None:
+        pool = self._pool
+        token = pool.shape.least
+        if self._native.dealt(self.number) >= HAND_TOKENS * token // 2:
+            return
+        slots = pool.free_slots(HAND_TOKENS * token)
+        keys = [NOTHING] * len(slots)
+        if len(slots) < HAND_TOKENS * token and not (pool.whole and not slots):
+            for key in pool.policy.candidates(HAND_TOKENS * token - len(slots), pool.pinned):
+                slots.append(pool.table[key])
+                keys.append(self._code_of[key])
+        self._native.deal(self.number, slots, keys, serial)
+
+    def check(self) -> None:
+        held = {
+            slot: self.keys[code] for slot, code in enumerate(self._native.keys(self.number)) if code >= 0
+        }
+        assert held == {slot: key for key, slot in self._pool.table.items()}, "native and Python tables agree"
+
+
+def open_module() -> Any:
+    """The native module. Raises: ImportError, if it is not installed or was built against another MLX."""
+    return import_module(NATIVE_MODULE)
