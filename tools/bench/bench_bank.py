@@ -32,6 +32,7 @@ SHARES = (0.5, 0.25, 0.125)
 READS = {"direct": {"LME_DIRECT_IO": "1"}, "page cache": {"LME_DIRECT_IO": "0"}}
 VARIANTS: dict[str, dict[str, str]] = {
     "no in-graph dispatch": {"LME_IN_GRAPH_DISPATCH": "0"},
+    "no prefetch": {"LME_PREFETCH": "0"},
     "policy lru": {"LME_BANK_EVICTION_POLICY": "lru"},
     "policy lfu": {"LME_BANK_EVICTION_POLICY": "lfu"},
     "policy lookahead": {"LME_BANK_EVICTION_POLICY": "lookahead"},
@@ -162,8 +163,19 @@ def _row(case: Case, answers: Sequence[Mapping[str, Any]]) -> dict[str, object]:
         "of_model_low": f"{min(ratios):.3f}",
         "of_model_high": f"{max(ratios):.3f}",
         "waited": f"{median(answers, 'waited'):.3f}",
+        **_prefetch(answers),
         "peak_mb": f"{max(answer['peak_bytes'] for answer in answers) / 1e6:.0f}",
     }
+
+
+def _prefetch(answers: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Experts read on suspicion, per token, and the part of them that was asked for."""
+    prefetched = sum(answer.get("prefetched", 0) for answer in answers)
+    if not prefetched:
+        return {"prefetched": "", "prefetch_used": ""}
+    used = sum(answer["prefetch_used"] for answer in answers)
+    steps = sum(answer["steps"] for answer in answers)
+    return {"prefetched": f"{prefetched / steps:.2f}", "prefetch_used": f"{used / prefetched:.3f}"}
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ _BANK = {
     "of_model_low": "lowest",
     "of_model_high": "highest",
     "waited": "share waited",
+    "prefetched": "prefetched/token",
+    "prefetch_used": "of them used",
     "peak_mb": "peak, MB",
 }
 _DECODE = {

@@ -14,6 +14,7 @@ import random
 import resource
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,7 @@ class Mach:
             "prefill_bytes": before.bytes_read - began.bytes_read,
             "cpu_seconds": cpu,
             "steps": steps,
-            **{
-                name: getattr(after, name) - getattr(before, name)
-                for name in ("hits", "misses", "bytes_read", "read_seconds", "wait_seconds")
-            },
+            **{name: value - getattr(before, name) for name, value in asdict(after).items()},
         }
 
     def read(self, records: int, batch: int) -> Answer:
