@@ -43,7 +43,7 @@ class ExpertStream::Pass {
     record_.mark = mark;
     record_.k = k;
     sort_routes(ids);
-    if (stream.observing_) record_.routes.assign(ids.begin(), ids.end());
+    record_.routes.assign(ids.begin(), ids.end());
   }
 
   // Nobody reads into memory that an unwound stack held, and no slot stays claimed.
@@ -325,11 +325,6 @@ void ExpertStream::wait() {
 void ExpertStream::skip(bool on) {
   const std::lock_guard lock(mutex_);
   skipping_ = on;
-}
-
-void ExpertStream::observe(bool on) {
-  const std::lock_guard lock(mutex_);
-  observing_ = on;
 }
 
 void ExpertStream::deal(size_t pool, std::vector<Candidate> hand, uint64_t serial) {

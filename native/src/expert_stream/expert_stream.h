@@ -66,8 +66,6 @@ class ExpertStream {
   void wait();
   // While on, passes compute nothing and leave everything as it is: their results will be thrown away.
   void skip(bool on);
-  // Whether routes are logged.
-  void observe(bool on);
 
   // --- for the owner of the tables; what it changes goes for passes that begin afterwards ---
 
@@ -121,7 +119,7 @@ class ExpertStream {
   uint64_t serial_ = 0;
   std::optional<uint64_t> running_;  // the serial number of the pass that has begun and is not logged
   size_t expected_ = 0;
-  bool skipping_ = false, observing_ = false;
+  bool skipping_ = false;
 
   ReadCrew crew_;  // last: its threads end first
 };

@@ -23,7 +23,7 @@ struct PassRecord {
   uint64_t mark = 0;  // the caller's own
   size_t layer = 0;  // as numbered by ExpertStream::add_layer
   size_t k = 0;
-  std::vector<uint32_t> routes;    // [tokens, k]; empty unless observed
+  std::vector<uint32_t> routes;    // [tokens, k]
   std::vector<int32_t> hits;       // distinct experts, ascending
   std::vector<Arrival> arrivals;   // in the order of their placing
   uint64_t bytes = 0;              // read from disk

@@ -8,13 +8,12 @@ from lme_cpu_kernels import ExpertProduct
 Arrival = tuple[int, int, int, bool]
 """(expert, slot, key that was evicted from it or -1, whether the read failed and the slot is empty)."""
 
-Pass = tuple[int, int, int, list[int], list[Arrival], int, bytes | None, int, float, float]
-"""(layer, mark, serial, distinct experts that were there, arrivals in order, k, routes, bytes, reading,
-waiting).
+Pass = tuple[int, int, int, list[int], list[Arrival], int, bytes, int, float, float]
+"""(layer, mark, serial, hits, arrivals in order, k, routes, bytes, reading, waiting).
 
-The routes are uint32 [tokens, k] if they are observed. Bytes were read from disk; reading and waiting are
-seconds: from the first read's beginning to the last one's end, and in which nothing was computed because of
-them.
+Hits are the distinct experts that were there; routes are uint32 [tokens, k]. Bytes were read from disk.
+Reading and waiting are seconds: from the first read's beginning to the last one's end, and in which nothing was
+computed because of them.
 """
 
 class StreamedLayer:
@@ -89,8 +88,7 @@ class ExpertStream:
         """Candidates left of the hand."""
 
     def set(self, pool: int, slots: Sequence[int], keys: Sequence[int]) -> None:
-        """Somebody else has filled `slots` with the experts `keys`, or emptied them (-1), while no pass
-        ran."""
+        """Somebody else has filled `slots` with `keys`, or emptied them (-1), while no pass ran."""
 
     def pin(self, pool: int, slots: Sequence[int]) -> None:
         """Never take these until `unpin`: somebody else's graph refers to them."""
@@ -111,9 +109,6 @@ class ExpertStream:
 
     def forgive(self) -> None:
         """Forget the failure: passes run again."""
-
-    def observe(self, on: bool) -> None:
-        """Whether passes log their routes."""
 
     def skip(self, on: bool) -> None:
         """While on, passes give zeros at once and change nothing: their results will be thrown away."""

@@ -64,10 +64,7 @@ nb::tuple log_of(const lme::stream::Log& log) {
   for (const lme::stream::PassRecord& pass : log.passes) {
     nb::list arrivals;
     for (const auto& a : pass.arrivals) arrivals.append(nb::make_tuple(a.expert, a.slot, a.evicted, a.failed));
-    nb::object routes = nb::none();
-    if (!pass.routes.empty()) {
-      routes = nb::bytes(reinterpret_cast<const char*>(pass.routes.data()), pass.routes.size() * sizeof(uint32_t));
-    }
+    const nb::bytes routes(reinterpret_cast<const char*>(pass.routes.data()), pass.routes.size() * sizeof(uint32_t));
     passes.append(nb::make_tuple(pass.layer, pass.mark, pass.serial, pass.hits, arrivals, pass.k, routes, pass.bytes,
                                 pass.read_seconds, pass.wait_seconds));
   }
@@ -137,7 +134,6 @@ class Door {
 
   nb::tuple drain() { return log_of(stream_->drain()); }
   void forgive() { stream_->forgive(); }
-  void observe(bool on) { stream_->observe(on); }
   void skip(bool on) { stream_->skip(on); }
   void wait() {
     const nb::gil_scoped_release unlocked;
@@ -191,7 +187,6 @@ NB_MODULE(_ext, m) {
       .def("keys", &Door::keys, nb::arg("pool"))
       .def("drain", &Door::drain)
       .def("forgive", &Door::forgive)
-      .def("observe", &Door::observe, nb::arg("on"))
       .def("skip", &Door::skip, nb::arg("on"))
       .def("wait", &Door::wait);
   m.def("build_info", &build_info);

@@ -173,8 +173,7 @@ class Generation:
         return token, entry
 
     def _take_in(self) -> None:
-        """Let the store take in what was computed, but for a pass that was queued ahead: it is the next
-        step's."""
+        """Let the store take in what was computed; a pass that is queued ahead is the next step's."""
         store = self._engine.store
         if self._ahead is None:
             store.quiesce()

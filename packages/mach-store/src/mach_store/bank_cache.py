@@ -204,6 +204,7 @@ class BankCache:
                 if bank.pool.arrays.reads_anywhere and not bank.pool.narrow
             }
             self._stream = ExpertStream(native, banks, self.source, self.reader, self._observed)
+            self._stream.observed = self._routed is not None
         self._in_graph.add(layer)
         return self._stream.layer(layer, product)
 
@@ -260,9 +261,11 @@ class BankCache:
 
         Not those that are dispatched in the graph: they log them.
         """
+        if on == (self._routed is not None):
+            return
         self._routed = [] if on else None
         if self._stream is not None:
-            self._stream.observe(on)
+            self._stream.observed = on
         for bank in self.layers.values():
             bank.observed = on
 

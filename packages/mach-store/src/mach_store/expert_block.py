@@ -77,10 +77,6 @@ class ExpertBlock:
         """Find out whether the kernels can compute with `tensors`, and make ready for it."""
         self.native_product(tensors, packing)
 
-    def native_product(self, tensors: ExpertTensors, packing: Packing) -> Callable[..., mx.array] | None:
-        """The kernels' product over `tensors`, if they can compute with them; else see `reason`."""
-        return self._product(tensors, packing)
-
     def __call__(self, tensors: ExpertTensors, packing: Packing, x: mx.array, slots: mx.array) -> mx.array:
         """As `expert_kernel.apply_experts`."""
         product = self.native_product(tensors, packing)

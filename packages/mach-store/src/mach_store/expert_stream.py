@@ -31,7 +31,11 @@ HAND_TOKENS = 4
 
 
 class ExpertStream:
-    """The native passes over one bank."""
+    """The native passes over one bank.
+
+    Attributes:
+        observed: whether somebody is told of routes.
+    """
 
     def __init__(
         self,
@@ -75,7 +79,8 @@ class ExpertStream:
         for pool in self._pools.values():
             pool.publish()
         self._waiting: list[Any] = []
-        self._mark = self._observed_after = 0
+        self._mark = 0
+        self.observed = False
 
     def layer(self, layer: int, product: Any) -> Callable[[mx.array, mx.array], mx.array]:
         """(x, ids) → the routed experts' outputs, lazily, as `ExpertBlock` with `product` gives them.
@@ -104,14 +109,15 @@ class ExpertStream:
         self.sync()
 
     def sync(self) -> None:
-        """Tell the tables of the forward passes before the one built last, and deal new hands; waits for
-        nothing.
+        """Tell the tables of the forward passes before the one built last, and deal new hands.
 
-        So whoever has built a pass ahead of the one that he looks at sees counts of just that one.
+        It waits for nothing. So whoever has built a pass ahead of the one that he looks at sees counts of just
+        that one.
 
         Raises: as `quiesce`.
         """
-        self._take_in(*self._native.drain(), below=self._mark)
+        serial, passes, failure = self._native.drain()
+        self._take_in(serial, passes, failure, below=self._mark)
 
     def quiesce(self) -> None:
         """Wait until no pass is queued, and tell the tables of everything: they may be changed then.
@@ -125,8 +131,7 @@ class ExpertStream:
         self._take_in(*self._native.drain())
 
     def abandon(self) -> None:
-        """As `quiesce`, for passes whose results nobody wants: they do nothing, and their failures are
-        nobody's."""
+        """As `quiesce`, for passes whose results nobody wants: they do nothing, and no failure is told."""
         self._native.skip(True)
         try:
             self._native.wait()
@@ -142,18 +147,12 @@ class ExpertStream:
         for pool in self._pools.values():
             pool.publish()
 
-    def observe(self, on: bool) -> None:
-        """Whether routes are told, of passes that are built from now on: none is told in part."""
-        self._observed_after = self._mark
-        self._native.observe(on)
-
     def unpin(self) -> None:
         """No slot is pinned any more."""
         self._native.unpin()
 
     def check(self) -> None:
-        """Raise AssertionError when the tables and the native side contradict each other; nothing is
-        queued."""
+        """Raise AssertionError when native and Python tables contradict each other; nothing is queued."""
         for pool in self._pools.values():
             pool.check()
 
@@ -178,7 +177,7 @@ class ExpertStream:
             raise self._error(failure)
 
     def _replay(self, record: Any) -> None:
-        number, mark, _, hits, arrivals, k, routes, read, read_seconds, wait_seconds = record
+        number, _, _, hits, arrivals, k, routes, read, read_seconds, wait_seconds = record
         bank, pool, counters = self._banks[number], self._pool_of[number], self._banks[number].counters
         keys, touch = pool.keys_of[bank.layer], bank.pool.policy.touch
         for expert in hits:
@@ -193,7 +192,7 @@ class ExpertStream:
             counters.bytes_read += read
             counters.read_seconds += read_seconds
             counters.wait_seconds += wait_seconds
-        if routes is not None and mark > self._observed_after:
+        if self.observed:
             ids = np.frombuffer(routes, np.uint32).reshape(-1, k).astype(np.uint16)
             self._routed(RoutedPass(bank.layer, ids))
 
