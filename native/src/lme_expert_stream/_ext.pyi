@@ -12,7 +12,7 @@ Pass = tuple[int, int, int, list[int], list[Arrival], int, bytes, int, float, fl
 """(layer, mark, serial, hits, arrivals in order, k, routes, bytes, reading, waiting).
 
 Hits are the distinct experts that were there; routes are uint32 [tokens, k]. Bytes were read from disk.
-Reading and waiting are seconds: from the first read's beginning to the last one's end, and in which nothing was
+Reading and waiting are seconds: from the first read to the end of the last, and in which nothing was
 computed because of them.
 """
 

@@ -111,8 +111,7 @@ class ExpertStream:
     def sync(self) -> None:
         """Tell the tables of the forward passes before the one built last, and deal new hands.
 
-        It waits for nothing. So whoever has built a pass ahead of the one that he looks at sees counts of just
-        that one.
+        It waits for nothing. Whoever has built a pass ahead of the one that he looks at sees counts of that one.
 
         Raises: as `quiesce`.
         """
@@ -146,6 +145,7 @@ class ExpertStream:
         """The tables were changed otherwise than by taking and filling slots; nothing is queued."""
         for pool in self._pools.values():
             pool.publish()
+        self.quiesce()  # a graph that was built before finds a hand
 
     def unpin(self) -> None:
         """No slot is pinned any more."""
@@ -224,6 +224,7 @@ class _StreamedPool:
         self.keys: list[Key] = []
         self.keys_of: dict[int, list[Key]] = {}
         self._code_of: dict[Key, int] = {}
+        self._stale = True  # a hand that was dealt before the slots changed
         pool.mirror = self
 
     def add_layer(self, bank: LayerExpertBank, first: int) -> None:
@@ -235,6 +236,7 @@ class _StreamedPool:
 
     def emptied(self, slots: Sequence[int]) -> None:
         """See `SlotMirror`."""
+        self._stale = True
         self._native.set(self.number, slots, [NOTHING] * len(slots))
 
     def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
@@ -254,8 +256,9 @@ class _StreamedPool:
     def deal(self, serial: int) -> None:
         pool = self._pool
         token = pool.shape.least
-        if self._native.dealt(self.number) >= HAND_TOKENS * token // 2:
+        if not self._stale and self._native.dealt(self.number) >= HAND_TOKENS * token // 2:
             return
+        self._stale = False
         slots = pool.free_slots(HAND_TOKENS * token)
         keys = [NOTHING] * len(slots)
         if len(slots) < HAND_TOKENS * token and not (pool.whole and not slots):
