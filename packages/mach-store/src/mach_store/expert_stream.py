@@ -111,7 +111,7 @@ class ExpertStream:
     def sync(self) -> None:
         """Tell the tables of the forward passes before the one built last, and deal new hands.
 
-        It waits for nothing. Whoever has built a pass ahead of the one that he looks at sees counts of that one.
+        It waits for nothing. Who has built a pass ahead of the one that is looked at sees counts of that one.
 
         Raises: as `quiesce`.
         """
