@@ -44,10 +44,11 @@ def test_a_bigger_model_takes_the_strongest_recorded_routes_of_its_streams(tmp_p
     engine.close()
     for layer, tokens in seen.items():
         turn, source = divmod(layer, 2)
-        for place, taken in enumerate(tokens):
-            first, second = (routes.ids[(s + turn) % 2, source, (3 + place) % 12, 0] for s in range(2))
+        # Nobody needs what the prompt's last layer computes: it may have been left out.
+        assert len(tokens) in ((4, 6) if layer == 2 else (6,))
+        for place, taken in enumerate(tokens, 3 + 6 - len(tokens)):
+            first, second = (routes.ids[(s + turn) % 2, source, place % 12, 0] for s in range(2))
             assert taken == {int(first), 8 + int(second)}
-        assert len(tokens) >= 6
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(12, 2), (24, 3), (16, 3)])

@@ -47,7 +47,7 @@ def kernels(bench: Path, path: Path) -> None:
     one = [row for row in rows if row["what"].startswith("routed") and row["tokens"] == "1"]
     labels = [row["what"].removeprefix("routed experts, ").replace(", ", ",\n") for row in one]
     llama = read_rows("llama", bench)
-    base = next(float(row["decode_per_second"]) for row in llama if row["of_llama_cpp"] == "1.000")
+    base = next(float(row["decode_per_second"]) for row in llama if row["what"].startswith("llama.cpp"))
     with picture(path, 3) as (speed, bandwidth, engines):
         bars(speed, labels, [("", _numbers(one, "speedup"))], digits=1)
         target(speed, 10, "target: 10")
