@@ -71,7 +71,9 @@ def test_a_narrow_bank_shows_what_it_holds_and_what_was_used(start_server) -> No
     assert report["most_uses"] <= summary["hits"] + summary["misses"]
 
 
-def test_a_whole_bank_shows_every_expert(server) -> None:
+def test_a_whole_bank_shows_every_expert_and_its_uses(server) -> None:
     report = server.client.get("/cache/experts").json()
     assert all(sum(bits(row["resident"])) == row["experts"] for row in report["layers"])
-    assert report["most_uses"] is None
+    before = report["most_uses"]
+    server.text(max_tokens=8)
+    assert server.client.get("/cache/experts").json()["most_uses"] > before

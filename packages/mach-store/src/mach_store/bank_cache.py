@@ -219,7 +219,8 @@ class BankCache:
         if self.cancelled():
             raise DispatchCancelledError("the request was cancelled during a forward pass")
         if layer == self._stream.first_layer:
-            if self._held:
+            # A prompt's waves leave pins behind, too, although nothing of theirs is held.
+            if self._held or any(pool.pinned for pool in self._pools):
                 self.release()
             self._stream.begin()
 
@@ -228,8 +229,7 @@ class BankCache:
 
         Raises:
             SidecarCorruptionError, ExpertReadError, StoreError: one of them failed, and what was computed
-            from
-                it is void. The next ones work.
+                from it is void. The next ones work.
         """
         if self._stream is not None:
             self._stream.sync()

@@ -123,8 +123,7 @@ class ExpertStream:
 
         Raises:
             SidecarCorruptionError, ExpertReadError, StoreError: a pass failed. None is queued any more, the
-            next
-                ones work, and the slots of failed reads are empty.
+                next ones work, and the slots of failed reads are empty.
         """
         self._native.wait()
         self._take_in(*self._native.drain())
