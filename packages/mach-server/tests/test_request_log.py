@@ -65,6 +65,7 @@ def test_a_client_that_leaves_is_told_as_such(start_server, endless_engine, line
     server = start_server(engine=endless_engine)
     with server.stream():
         pass
+    eventually(lambda: server.stats()["requests"]["open"] == 0)
     connection = server.send_only(server.body())
     eventually(lambda: (server.stats()["running"] or {}).get("completion_tokens"))
     connection.close()
