@@ -39,8 +39,8 @@ class RecordedRoutes(NamedTuple):
     Attributes:
         tokens: [answers, length] ids.
         ids: [answers, layers, length, k] experts, the strongest first.
-        foretold: [answers, layers - 1, length, FORETOLD] experts of the next layer, ranked by its router on what
-            this layer's router was given.
+        foretold: [answers, layers - 1, length, FORETOLD] experts of the next layer, ranked by its router on
+            what this layer's router was given.
         experts: of one layer.
     """
 

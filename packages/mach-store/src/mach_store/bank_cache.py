@@ -200,6 +200,14 @@ class BankCache:
             return self._stream.prefetch_refusal
         return "every expert has a slot" if self.whole else "the bank has no slots to spare for it"
 
+    @property
+    def dispatch_reason(self) -> str | None:
+        """Why passes do not find their experts by themselves, of the first layer where so; None if all do."""
+        for layer, bank in sorted(self.layers.items()):
+            if layer not in self._in_graph:
+                return bank.dispatch.get("dispatch_reason", "the reference dispatch asks the host")
+        return None
+
     def in_graph(self, layer: int, product: Any) -> Callable[..., mx.array] | str:
         """`layer`'s dispatch that needs no host (`ExpertStream.layer`), or why there is none.
 

@@ -159,8 +159,9 @@ class _StreamedDispatch:
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         if self._streamed is not None and self._fits(indices):
             self._cache.begin_pass(self._bank.layer)
-            guessing = self.scores_of is not None and self._cache.prefetch_slots
-            return self._streamed(x, indices, self.scores_of(x) if guessing else None)
+            if self.scores_of is None or not self._cache.prefetch_slots:
+                return self._streamed(x, indices)
+            return self._streamed(x, indices, self.scores_of(x))
         return self._fenced(x, indices)
 
     def _fits(self, indices: mx.array) -> bool:

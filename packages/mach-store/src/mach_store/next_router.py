@@ -55,7 +55,8 @@ def _router_of(model_type: str, here: list[Any], after: list[Any]) -> Scores | N
         def scores(x: mx.array) -> mx.array:
             # The router has a norm of its own, and sees no other layer's scale.
             scale = router.scale * router._root_size
-            return router.proj(mx.fast.rms_norm(x / norm.weight, scale, router.eps)).astype(mx.float32)
+            ranked: mx.array = router.proj(mx.fast.rms_norm(x / norm.weight, scale, router.eps))
+            return ranked.astype(mx.float32)
 
         return scores
     if model_type == "deepseek_v4" and "tid2eid" not in block.gate:
