@@ -261,6 +261,7 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
         reader: ScatterReader = native_reader,
         scratch_experts: int = 4,
         kernels: CpuKernels | None = None,
+        prefetch: bool = True,
     ) -> BankCache:
         source = SidecarSource(str(directory / "expert_sidecar"))
         form = StoredForm(mx.float32, reader, kernels)
@@ -274,6 +275,7 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
                 compute=mx.float32,
                 scratch_experts=scratch_experts,
                 form=form,
+                prefetch=prefetch,
             )
         )
         return made[-1]
