@@ -6,7 +6,7 @@ import mlx.core as mx
 from lme_cpu_kernels import ExpertProduct
 
 Arrival = tuple[int, int, int, int, bool]
-"""(expert, slot, slot taken for it, key evicted from that one or -1, whether the read failed and it is empty).
+"""(expert, slot, slot taken for it, key evicted from that one or -1, whether the read failed: it is empty).
 
 The slot taken is another one when the expert had been read ahead: it belongs to the reserve in its place.
 """
