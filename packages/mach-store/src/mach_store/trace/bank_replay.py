@@ -93,7 +93,7 @@ class BankReplay:
             self.tally.count(step.at, prefill=step.prefill, hits=hits, misses=len(step.experts) - hits)
 
     def _transient(self, pool: ExpertPool, step: LayerStep) -> None:
-        pool.policy.heard(step.at, step.routes)
+        pool.heard(step.at, step.routes)
         plan = prefill_plan(pool, step.at, step.hottest_first, self._arena_rows)
         hits = 0
         for batch in (*plan.present, *plan.filling):
