@@ -265,6 +265,39 @@ def test_a_corrupt_record_fails_the_pass_and_every_one_built_on_it(
     bank.check()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_read_that_failed_was_no_use(checkpoints, layer_of, copy_checkpoint, policy) -> None:
+    directory = copy_checkpoint(checkpoints.engine())
+    damage(directory, 0, 3)
+    bank, dispatch = layer_of(directory, 5, policy=policy)
+    x = mx.ones((1, 64))
+    for _ in range(6):
+        mx.eval(dispatch(x, mx.array([[3, 0]])))
+        with pytest.raises(SidecarCorruptionError):
+            bank.quiesce()
+        bank.check()
+    damage(directory, 0, 3)  # whole again
+    for ids in ([3, 1], [1, 2], [1, 2], [4, 0]):
+        mx.eval(dispatch(x, mx.array([ids])))
+        bank.check()
+
+
+def test_slots_whose_reads_failed_at_a_fence_are_taken_by_passes(
+    checkpoints, layer_of, copy_checkpoint
+) -> None:
+    directory = copy_checkpoint(checkpoints.engine())
+    damage(directory, 1, 3)
+    bank, dispatch = layer_of(directory, 4)
+    fenced = GatherSwitchGLU(bank, 1, SwiGLU(), kernels=KERNELS, in_graph=False)
+    x = mx.ones((1, 64))
+    with pytest.raises(SidecarCorruptionError):
+        fenced(x, mx.array([[3, 4]]))
+    for ids in ([0, 1], [2, 3]):
+        mx.eval(dispatch(x, mx.array([ids])))
+    bank.check()
+    assert bank.layers[0].pool.free == 0
+
+
 def test_a_file_that_becomes_short_fails_the_pass(checkpoints, layer_of, copy_checkpoint) -> None:
     directory = copy_checkpoint(checkpoints.engine())
     bank, dispatch = layer_of(directory, 5)
