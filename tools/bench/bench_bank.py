@@ -32,7 +32,7 @@ SHARES = (0.5, 0.25, 0.125)
 READS = {"direct": {"LME_DIRECT_IO": "1"}, "page cache": {"LME_DIRECT_IO": "0"}}
 VARIANTS: dict[str, dict[str, str]] = {
     "no in-graph dispatch": {"LME_IN_GRAPH_DISPATCH": "0"},
-    "no prefetch": {"LME_PREFETCH": "0"},
+    "no prefetch": {"LME_ASYNC_PREFETCH": "0"},
     "policy lru": {"LME_BANK_EVICTION_POLICY": "lru"},
     "policy lfu": {"LME_BANK_EVICTION_POLICY": "lfu"},
     "policy lookahead": {"LME_BANK_EVICTION_POLICY": "lookahead"},

@@ -20,7 +20,9 @@
 
 #include "batch.h"
 #include "pass_log.h"
+#include "predictor.h"
 #include "read_crew.h"
+#include "reserve.h"
 #include "slot_table.h"
 
 namespace lme::stream {
@@ -52,6 +54,8 @@ class ExpertStream {
   size_t add_layer(size_t pool, size_t experts, LayerFiles files);
   size_t experts(size_t layer) const { return layers_.at(layer)->experts; }
   size_t slots(size_t layer) const { return pools_[layers_.at(layer)->pool]->table.slots(); }
+  // The layer that the next pass will probably be of: the next one, and after the last the first.
+  size_t after(size_t layer) const { return layer + 1 == layers_.size() ? 0 : layer + 1; }
   // For each expert the passes that asked for it, counted with relaxed atomics; lasts as long as this.
   uint64_t* uses(size_t layer) { return layers_.at(layer)->uses.data(); }
   size_t slots_of(size_t pool) const { return pools_.at(pool)->table.slots(); }
@@ -64,7 +68,7 @@ class ExpertStream {
   // A pass is being queued. It counts as queued or running as long as the ticket lives: whoever queues it may drop it
   // without running it. The stream must outlive the ticket.
   std::shared_ptr<void> expect();
-  // Waits until no pass is queued or running.
+  // Waits until no pass is queued or running, and nothing is read.
   void wait();
   // While on, passes compute nothing and leave everything as it is: their results will be thrown away.
   void skip(bool on);
@@ -85,6 +89,13 @@ class ExpertStream {
   // The keys that would leave next, in order.
   std::vector<int32_t> next(size_t pool, size_t count);
 
+  // From now on experts are guessed and read ahead, where pools have a reserve. After the last add_layer, before any
+  // pass. Throws as Predictor, and when layers differ in their number of experts.
+  void prefetch();
+  // The slots, which hold nothing and are nobody's, are kept for reads ahead, instead of those before. While no pass is
+  // queued.
+  void reserve(size_t pool, std::span<const int32_t> slots);
+
   // The log since the last call. The first failure stays, and every pass fails, until it is forgiven.
   Log drain();
   void forgive();
@@ -95,7 +106,9 @@ class ExpertStream {
 
   // One pass: `ids` [tokens, k]; its record has `mark`. Calls `compute` for disjoint sets of routes, all together every
   // one. Otherwise the pass was to be skipped, or it failed and drain() says why; some routes may be missing then.
-  Outcome run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids, const Compute& compute);
+  // `foretold`: experts of the layer after it, distinct, the likeliest first; empty where nobody can tell.
+  Outcome run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids,
+              std::span<const uint32_t> foretold, const Compute& compute);
 
  private:
   struct Pool {
@@ -103,6 +116,7 @@ class ExpertStream {
     SlotTable table;
     uint64_t record_bytes;
     std::shared_ptr<const void> memory;
+    Reserve reserve = {};
   };
   struct Layer {
     size_t pool, experts;
@@ -112,8 +126,11 @@ class ExpertStream {
   };
   class Pass;
 
+  void address(ReadOrder& order, const Layer& layer, size_t expert, int32_t slot) const;
+
   const bool direct_;
   std::mutex turn_;  // held by the thread that runs a pass, all the while; nobody else takes it
+  std::optional<Predictor> predictor_;  // whose turn it is uses it
 
   std::mutex mutex_;  // all below; never held while anything is waited for, read or computed
   std::condition_variable idle_;

@@ -68,10 +68,10 @@ nb::tuple log_of(const lme::stream::Log& log) {
   nb::list passes;
   for (const lme::stream::PassRecord& pass : log.passes) {
     nb::list arrivals;
-    for (const auto& a : pass.arrivals) arrivals.append(nb::make_tuple(a.expert, a.slot, a.evicted, a.failed));
+    for (const auto& a : pass.arrivals) arrivals.append(nb::make_tuple(a.expert, a.slot, a.taken, a.evicted, a.failed));
     const nb::bytes routes(reinterpret_cast<const char*>(pass.routes.data()), pass.routes.size() * sizeof(uint32_t));
     passes.append(nb::make_tuple(pass.layer, pass.mark, pass.hits, arrivals, pass.k, routes, pass.bytes,
-                                pass.read_seconds, pass.wait_seconds));
+                                pass.read_seconds, pass.wait_seconds, pass.prefetched, pass.prefetch_used));
   }
   return nb::make_tuple(passes, failure_of(log.failure));
 }
@@ -152,6 +152,13 @@ class Door {
     });
   }
 
+  void prefetch() { stream_->prefetch(); }
+  void reserve(size_t pool, const std::vector<int32_t>& slots) {
+    for (const int32_t slot : slots) check_slot(pool, slot);
+    const nb::gil_scoped_release unlocked;
+    stream_->reserve(pool, slots);
+  }
+
   nb::tuple drain() { return log_of(stream_->drain()); }
   void forgive() { stream_->forgive(); }
   void skip(bool on) { stream_->skip(on); }
@@ -195,7 +202,8 @@ NB_MODULE(_ext, m) {
   nb::module_::import_("lme_cpu_kernels");  // likewise ExpertProduct
 
   nb::class_<StreamedLayer>(m, "StreamedLayer")
-      .def("__call__", &StreamedLayer::operator(), nb::arg("x"), nb::arg("ids"), nb::arg("mark"));
+      .def("__call__", &StreamedLayer::operator(), nb::arg("x"), nb::arg("ids"), nb::arg("mark"),
+           nb::arg("scores") = nb::none());
 
   nb::class_<Door>(m, "ExpertStream")
       .def(nb::init<size_t, bool>(), nb::kw_only(), nb::arg("threads"), nb::arg("direct"))
@@ -214,6 +222,8 @@ NB_MODULE(_ext, m) {
       .def("floors", &Door::floors, nb::arg("pool"), nb::arg("floors"))
       .def("keep", &Door::keep, nb::arg("pool"), nb::arg("keys"))
       .def("recall", &Door::recall, nb::arg("pool"), nb::arg("layers"), nb::arg("latest").none())
+      .def("prefetch", &Door::prefetch)
+      .def("reserve", &Door::reserve, nb::arg("pool"), nb::arg("slots"))
       .def("drain", &Door::drain)
       .def("forgive", &Door::forgive)
       .def("skip", &Door::skip, nb::arg("on"))

@@ -71,6 +71,7 @@ class BankCache:
         form: BankForm | None = None,
         policy: str = DEFAULT_POLICY,
         reclaim: bool = False,
+        prefetch: bool = True,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -84,6 +85,7 @@ class BankCache:
             form: how experts lie in memory; None is as they are stored.
             policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
             reclaim: whether the arena's memory is given back while decoding (`begin_decoding`).
+            prefetch: whether passes in the graph read ahead what the next layer will probably need.
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -99,6 +101,7 @@ class BankCache:
         self._in_graph: set[int] = set()
         self._scratch: dict[RecordSchema, ExpertArrays] = {}
         self._reclaim, self._scratch_in_use, self.reclaimed_bytes = reclaim, False, 0
+        self._prefetch = prefetch
         self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
@@ -181,7 +184,31 @@ class BankCache:
         """Whether a pass of one token never waits for the host, be its experts in memory or not."""
         return self.host_free or len(self._in_graph) == len(self.layers)
 
-    def in_graph(self, layer: int, product: Any) -> Callable[[mx.array, mx.array], mx.array] | str:
+    @property
+    def prefetch_slots(self) -> int:
+        """Slots kept for experts that are read because they will probably be needed; 0 where none are."""
+        return 0 if self._stream is None else self._stream.prefetch_slots
+
+    @property
+    def prefetch_refusal(self) -> str | None:
+        """Why no expert is read ahead; None where that is done."""
+        if self.prefetch_slots:
+            return None
+        if self._stream is None:
+            return "no pass finds its experts by itself: see the layers' dispatch"
+        if self._stream.prefetch_refusal is not None:
+            return self._stream.prefetch_refusal
+        return "every expert has a slot" if self.whole else "the bank has no slots to spare for it"
+
+    @property
+    def dispatch_reason(self) -> str | None:
+        """Why passes do not find their experts by themselves, of the first layer where so; None if all do."""
+        for layer, bank in sorted(self.layers.items()):
+            if layer not in self._in_graph:
+                return bank.dispatch.get("dispatch_reason", "the reference dispatch asks the host")
+        return None
+
+    def in_graph(self, layer: int, product: Any) -> Callable[..., mx.array] | str:
         """`layer`'s dispatch that needs no host (`ExpertStream.layer`), or why there is none.
 
         Args:
@@ -203,7 +230,9 @@ class BankCache:
                 for number, bank in self.layers.items()
                 if bank.pool.arrays.reads_anywhere and not bank.pool.narrow
             }
-            self._stream = ExpertStream(native, banks, self.source, self.reader, self._observed)
+            self._stream = ExpertStream(
+                native, banks, self.source, self.reader, self._observed, prefetch=self._prefetch
+            )
             self._stream.observed = self._routed is not None
         self._in_graph.add(layer)
         return self._stream.layer(layer, product)
@@ -401,6 +430,8 @@ class BankCache:
         mx.synchronize()  # a pass queued ahead reads slots that are about to go
         budget_bytes = max(self.least_bytes, min(budget_bytes, self.declared_bytes))
         slots = self._sizes.slots(budget_bytes)
+        if self._stream is not None:
+            self._stream.end_reserves()
         before = [pool.slots for pool in self._pools]
         for bank in self.layers.values():
             bank.forget_slots()
@@ -471,6 +502,8 @@ class BankCache:
             ),
             "scratch_reclaimed_bytes": self.reclaimed_bytes,
             "native_reader": self.reader.native,
+            "prefetch_slots": self.prefetch_slots,
+            "prefetch_refusal": self.prefetch_refusal,
             **self.totals().as_dict(),
             "layers": {
                 str(layer): {

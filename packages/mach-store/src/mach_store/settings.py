@@ -24,6 +24,8 @@ class StoreSettings:
         in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where
         native
             kernels compute; False stops for the host in every layer.
+        async_prefetch: `LME_ASYNC_PREFETCH`; passes in the graph read experts that the next layer will probably
+            need, while the disk is idle.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
@@ -46,6 +48,7 @@ class StoreSettings:
 
     use_gather_dispatch: bool = True
     in_graph_dispatch: bool = True
+    async_prefetch: bool = True
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
     direct_io: bool | None = None
@@ -71,6 +74,7 @@ class StoreSettings:
         return cls(
             use_gather_dispatch=_flag(environment, "LME_USE_GATHER_DISPATCH", default.use_gather_dispatch),
             in_graph_dispatch=_flag(environment, "LME_IN_GRAPH_DISPATCH", default.in_graph_dispatch),
+            async_prefetch=_flag(environment, "LME_ASYNC_PREFETCH", default.async_prefetch),
             fallback_policy=_choice(
                 environment, "LME_FALLBACK_POLICY", default.fallback_policy, FALLBACK_POLICIES
             ),
