@@ -3,8 +3,8 @@
 mach-pico has 32 experts in each of 6 layers. A model with S × 32 experts that takes k of them replays S
 *streams*: stream s takes the k / S strongest routes of one token of answer s, and they go to the experts 32 s
 … 32 s + 31. So an expert is asked for as often, as soon again, and together with the same others as in
-mach-pico. Layer l replays layer l mod 6, of answer s + ⌊l / 6⌋, so that no two layers are alike. What the router
-of the next layer says of this layer's input is replayed as well, so that guesses are as good as mach-pico's.
+mach-pico. Layer l replays layer l mod 6, of answer s + ⌊l / 6⌋, so that no two layers are alike. What the
+router of the next layer says of this layer's input is replayed as well: guesses are as good as mach-pico's.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Replay:
                 np.put_along_axis(logits, columns, CHOSEN, axis=1)
                 if recorded_layer + 1 < layers:
                     ranked = recorded.foretold[answer, recorded_layer].astype(np.int64)
-                    scores = -np.arange(FORETOLD, dtype=np.float32)[None] / FORETOLD
+                    scores = -np.arange(ranked.shape[-1], dtype=np.float32)[None] / FORETOLD
                     np.put_along_axis(ahead, stream * recorded.experts + ranked, scores, axis=1)
             block.gate = _Replayed(block.gate, mx.array(logits))
             self._gates.append(block.gate)

@@ -263,6 +263,7 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
         scratch_experts: int = 4,
         kernels: CpuKernels | None = None,
         policy: str = DEFAULT_POLICY,
+        prefetch: bool = True,
     ) -> BankCache:
         source = SidecarSource(str(directory / "expert_sidecar"))
         form = StoredForm(mx.float32, reader, kernels)
@@ -277,6 +278,7 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
                 scratch_experts=scratch_experts,
                 form=form,
                 policy=policy,
+                prefetch=prefetch,
             )
         )
         return made[-1]

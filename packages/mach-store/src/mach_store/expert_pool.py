@@ -144,7 +144,7 @@ class ExpertPool:
         return self.table.pop(key)
 
     def reserve(self, count: int) -> list[int]:
-        """Set `count` slots aside for the mirror, the last free ones; experts leave where too few are free."""
+        """Set `count` slots aside for the mirror, the last free ones; experts leave if too few are free."""
         assert not self.reserved and not self.pinned, "a reserve is made once, between passes"
         self._evict(count - len(self._free))
         slots, self._free = self._free[:count], self._free[count:]

@@ -296,9 +296,9 @@ class _StreamedPool:
     def reserve(self) -> None:
         """Keep slots for guesses, if there are some to spare; the reserve before has ended.
 
-        Half of what a token uses of one layer: guesses are for one layer at a time, and some of its experts are
-        in the bank. With twice as many, mach-pico's guesses foretold half of the misses instead of 0.44, but
-        every slot less costs hits.
+        Half of what a token uses of one layer: guesses are for one layer at a time, and some of its experts
+        are in the bank. With twice as many, mach-pico's guesses foretold half of the misses instead of 0.44,
+        but every slot less costs hits.
         """
         shape = self.pool.shape
         spare = 0 if self.pool.whole else (shape.slots - shape.least) // 4

@@ -1,4 +1,4 @@
-"""Owns the guess which experts the next layer will choose: its router, on what this layer's experts are given.
+"""Owns the guess which experts the next layer will choose: its router, on this layer's input.
 
 The residual stream changes little from one layer to the next, so the router of the next one, a layer early,
 ranks most of what it will choose first. A guess changes no result: it says what may be read early.
@@ -16,7 +16,7 @@ from mach.io.arch_adapter import MoeArchAdapter
 from mach_store.gather_switch_glu import GatherSwitchGLU
 
 Scores = Callable[[mx.array], mx.array]
-"""x [..., hidden], as given to a layer's experts → [..., experts] float32, highest for the likeliest choice."""
+"""x [..., hidden], as a layer's experts get it → [..., experts] float32, highest for the likeliest choice."""
 
 
 def foretell_routes(model: nn.Module, adapter: MoeArchAdapter, moe_layers: Sequence[int]) -> None:

@@ -22,10 +22,9 @@ class StoreSettings:
     Attributes:
         use_gather_dispatch: `LME_USE_GATHER_DISPATCH`; False selects the slot-by-slot reference.
         in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where
-        native
-            kernels compute; False stops for the host in every layer.
-        async_prefetch: `LME_ASYNC_PREFETCH`; passes in the graph read experts that the next layer will probably
-            need, while the disk is idle.
+            native kernels compute; False stops for the host in every layer.
+        async_prefetch: `LME_ASYNC_PREFETCH`; passes in the graph read experts that the next layer will
+            probably need, while the disk is idle.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
