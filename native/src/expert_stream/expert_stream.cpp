@@ -256,8 +256,8 @@ class ExpertStream::Pass {
       const std::lock_guard lock(stream_.mutex_);
       for (Need& need : needs_) {
         if (need.stage != Stage::kUnplaced) continue;
-        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [](const Need& n) {
-          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing;
+        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [&](const Need& n) {
+          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing && !pool_.table.pinned(n.slot);
         });
         if (spent == needs_.rend()) break;
         pool_.table.clear(spent->slot);

@@ -40,6 +40,7 @@ class SlotTable {
   void touch(int32_t slot, uint64_t serial);
   // Pinned slots are never taken.
   void pin(int32_t slot) { pinned_[static_cast<size_t>(slot)] = true; }
+  bool pinned(int32_t slot) const { return pinned_[static_cast<size_t>(slot)]; }
   void unpin_all() { pinned_.assign(pinned_.size(), false); }
 
   struct Taken {
