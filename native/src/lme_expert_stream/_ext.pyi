@@ -5,24 +5,29 @@ import mlx.core as mx
 
 from lme_cpu_kernels import ExpertProduct
 
-Arrival = tuple[int, int, int, bool]
-"""(expert, slot, key that was evicted from it or -1, whether the read failed and the slot is empty)."""
+Arrival = tuple[int, int, int, int, bool]
+"""(expert, slot, slot taken for it, key evicted from that one or -1, whether the read failed: it is empty).
 
-Pass = tuple[int, int, list[int], list[Arrival], int, bytes, int, float, float]
-"""(layer, mark, hits, arrivals in order, k, routes, bytes, reading, waiting).
+The slot taken is another one when the expert had been read ahead: it belongs to the reserve in its place.
+"""
+
+Pass = tuple[int, int, list[int], list[Arrival], int, bytes, int, float, float, int, int]
+"""(layer, mark, hits, arrivals in order, k, routes, bytes, reading, waiting, prefetched, used).
 
 Hits are the distinct experts that were there; routes are uint32 [tokens, k]. Bytes were read from disk.
 Reading and waiting are seconds: from the first read to the end of the last, and in which nothing was
-computed because of them.
+computed because of them. Prefetched are experts of the layer whose read was begun on a guess, each told
+once; used are the arrivals of which that is true.
 """
 
 class StreamedLayer:
     """A layer's routed experts, lazily."""
 
-    def __call__(self, x: mx.array, ids: mx.array, mark: int) -> mx.array:
+    def __call__(self, x: mx.array, ids: mx.array, mark: int, scores: mx.array | None = None) -> mx.array:
         """X [..., hidden] float32, ids [..., k] int32 or uint32 → [..., k, hidden] float32.
 
-        The log of the pass has `mark`, which means nothing here.
+        The log of the pass has `mark`, which means nothing here. `scores`, [..., experts] float32, foretell
+        the next layer's choice, the highest the likeliest; they decide what is read ahead, and no result.
 
         Looks experts up when it is evaluated, whatever the graph was built with. A pass that fails, and
         every one after it, gives NaN: ask `ExpertStream.drain` before a result is used.
@@ -146,6 +151,22 @@ class ExpertStream:
             IndexError: no such layer.
         """
 
+    def prefetch(self) -> None:
+        """From now on guess experts of the next layer and read them ahead, where pools have a reserve.
+
+        After the last `add_layer`, before any pass.
+
+        Raises:
+            ValueError: layers differ in their number of experts, or the estimates would take too much memory.
+        """
+
+    def reserve(self, pool: int, slots: Sequence[int]) -> None:
+        """Keep these empty slots for reads ahead, instead of those before; waits as `wait` does.
+
+        Raises:
+            IndexError: a slot is not in the pool.
+        """
+
     def drain(self) -> tuple[list[Pass], Mapping[str, Any] | None]:
         """Everything since the last call: (passes, failure).
 
@@ -161,7 +182,7 @@ class ExpertStream:
         """While on, passes give zeros at once and change nothing: their results will be thrown away."""
 
     def wait(self) -> None:
-        """Without the GIL, until no pass is queued or running."""
+        """Without the GIL, until no pass is queued or running, and nothing is read."""
 
 def build_info() -> dict[str, str]:
     """How the extension was built. Keys: "version", "compiler", "mlx" (the version built against)."""
