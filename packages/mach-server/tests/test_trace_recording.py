@@ -55,7 +55,7 @@ def test_every_answer_is_recorded_and_the_trace_gets_its_name_at_the_end(serve, 
     assert [e for e in events if isinstance(e, AnswerEnded)] == [AnswerEnded(True)] * 2
     assert sum(isinstance(e, ModelPass) and not e.prefill for e in events) == 8
     assert reader.header.run.recorded_by == "mach-serve"
-    assert reader.ending.passes == told["passes"]
+    assert reader.ending.passes == server.service.recording.as_dict()["passes"] >= told["passes"]
 
 
 def test_a_server_that_records_nothing_says_so(server) -> None:
