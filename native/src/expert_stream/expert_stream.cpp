@@ -54,7 +54,6 @@ class ExpertStream::Pass {
     for (Need& need : needs_) {
       if (need.stage == Stage::kReading) end_read(need, true);
     }
-    stream_.running_.reset();
     stream_.passes_.push_back(std::move(record_));
   }
 
@@ -106,36 +105,45 @@ class ExpertStream::Pass {
       PassFailure failure{.kind = PassFailure::kRoute, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}};
       for (const Need& need : needs_) failure.routes.push_back(need.expert);
       needs_.clear();
-      record_.serial = ++stream_.serial_;
+      serial_ = ++stream_.serial_;
       throw Failed{std::move(failure)};
     }
-    record_.serial = ++stream_.serial_;
-    stream_.running_ = record_.serial;
+    serial_ = ++stream_.serial_;
     // Hits first: a slot that this pass uses is not given up in it.
     for (Need& need : needs_) {
       std::atomic_ref(layer_.uses[need.expert]).fetch_add(1, std::memory_order_relaxed);
       const int32_t slot = pool_.table.slot_of(key_of(need));
       if (slot == SlotTable::kNothing) continue;
-      pool_.table.touch(slot, record_.serial);
+      pool_.table.touch(slot, serial_);
       need.slot = slot;
       need.stage = Stage::kResident;
       record_.hits.push_back(static_cast<int32_t>(need.expert));
     }
-    for (Need& need : needs_) {
-      if (need.stage == Stage::kResident) continue;
-      const auto taken = pool_.table.take(record_.serial);
-      if (!taken) {
-        ++unplaced_;
-      } else if (Prefetched* ahead = begun_ahead(need)) {
-        adopt(need, *ahead, *taken);
-      } else {
-        place(need, *taken);
-      }
-    }
+    place_missing();
     count_guesses();
   }
 
-  // Under the stream's lock, as all to the end of count_guesses: the read of `need` that a guess has begun.
+  // Under the stream's lock, as all to the end of count_guesses.
+  void place_missing() {
+    unplaced_ = needs_.size() - record_.hits.size();
+    if (unplaced_ == 0) return;
+    record_.arrivals.reserve(unplaced_);
+    starting_.reserve(unplaced_);
+    const std::vector<SlotTable::Taken> taken = pool_.table.take(unplaced_, serial_);
+    auto next = taken.begin();
+    for (Need& need : needs_) {
+      if (next == taken.end()) break;
+      if (need.stage != Stage::kUnplaced) continue;
+      if (Prefetched* ahead = begun_ahead(need)) {
+        adopt(need, *ahead, *next++);
+      } else {
+        place(need, *next++);
+      }
+    }
+    unplaced_ -= taken.size();
+  }
+
+  // The read of `need` that a guess has begun.
   Prefetched* begun_ahead(const Need& need) {
     Prefetched* const ahead = pool_.reserve.find(key_of(need), stream_.crew_);
     if (ahead == nullptr) return nullptr;
@@ -151,6 +159,7 @@ class ExpertStream::Pass {
     need.counted = std::exchange(ahead.told, false);
     need.order = std::exchange(ahead.order, std::make_unique<ReadOrder>());
     ahead.key = SlotTable::kNothing;
+    pool_.table.order().use(key_of(need));
     record_.arrivals.push_back({static_cast<int32_t>(need.expert), need.slot, taken.slot, taken.evicted, false});
     record_.prefetched += !need.counted;
     ++record_.prefetch_used;
@@ -171,12 +180,13 @@ class ExpertStream::Pass {
     }
   }
 
-  // Under the stream's lock.
+  // Under the stream's lock. The use counts from now on: the order of uses must not depend on the disk.
   void place(Need& need, SlotTable::Taken taken) {
     need.slot = taken.slot;
     need.stage = Stage::kReading;
     need.arrival = record_.arrivals.size();
     record_.arrivals.push_back({static_cast<int32_t>(need.expert), taken.slot, taken.slot, taken.evicted, false});
+    pool_.table.order().use(key_of(need));
     need.order = std::make_unique<ReadOrder>();
     stream_.address(*need.order, layer_, need.expert, taken.slot);
     starting_.push_back(need.order.get());
@@ -219,12 +229,12 @@ class ExpertStream::Pass {
       const std::span<uint32_t> out = std::span(guesses).first(std::min(guesses.size(), pool.reserve.slots()));
       const size_t count = predictor.guess(here, asked, foretold, present, out);
       for (const uint32_t expert : out.first(count)) {
-        Prefetched* const ahead = pool.reserve.room(record_.serial, stream_.crew_);
+        Prefetched* const ahead = pool.reserve.room(serial_, stream_.crew_);
         if (ahead == nullptr) break;
         ahead->key = layer.first_key + static_cast<int32_t>(expert);
         ahead->layer = next;
         ahead->told = false;
-        ahead->begun = record_.serial;
+        ahead->begun = serial_;
         stream_.address(*ahead->order, layer, expert, ahead->slot);
         orders.push_back(ahead->order.get());
       }
@@ -246,8 +256,8 @@ class ExpertStream::Pass {
       const std::lock_guard lock(stream_.mutex_);
       for (Need& need : needs_) {
         if (need.stage != Stage::kUnplaced) continue;
-        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [](const Need& n) {
-          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing;
+        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [&](const Need& n) {
+          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing && !pool_.table.pinned(n.slot);
         });
         if (spent == needs_.rend()) break;
         pool_.table.clear(spent->slot);
@@ -321,10 +331,11 @@ class ExpertStream::Pass {
     if (failed) {
       need.stage = Stage::kFailed;
       record_.arrivals[need.arrival].failed = true;
+      pool_.table.offer(need.slot);
       if (need.order->failure && (failed_ == nullptr || need.expert < failed_->expert)) failed_ = &need;
       return;
     }
-    pool_.table.put(key_of(need), need.slot, record_.serial);
+    pool_.table.put(key_of(need), need.slot, serial_);
     if (!need.counted) record_.bytes += pool_.record_bytes;
     need.stage = Stage::kReadable;
   }
@@ -350,6 +361,7 @@ class ExpertStream::Pass {
   Pool& pool_;
   const Compute& compute_;
   PassRecord record_{};
+  uint64_t serial_ = 0;
   std::vector<uint32_t> order_;   // routes by expert
   std::vector<uint32_t> routes_, slots_;  // to compute next
   std::vector<Need> needs_;       // by expert, ascending; not moved once orders are placed
@@ -359,10 +371,12 @@ class ExpertStream::Pass {
   Clock::time_point began_{}, ended_{};
 };
 
-size_t ExpertStream::add_pool(std::vector<Segment> segments, size_t slots, std::shared_ptr<const void> memory) {
+size_t ExpertStream::add_pool(std::vector<Segment> segments, size_t slots, OrderRule rule,
+                              std::shared_ptr<const void> memory) {
   const uint64_t bytes = check_segments(segments);
+  SlotTable table(slots, std::move(rule));
   const std::lock_guard lock(mutex_);
-  pools_.push_back(std::make_unique<Pool>(Pool{std::move(segments), SlotTable(slots), bytes, std::move(memory)}));
+  pools_.push_back(std::make_unique<Pool>(Pool{std::move(segments), std::move(table), bytes, std::move(memory)}));
   return pools_.size() - 1;
 }
 
@@ -390,7 +404,7 @@ size_t ExpertStream::add_layer(size_t pool, size_t experts, LayerFiles files) {
   if (files.crcs.empty()) {
     for (const int32_t fd : files.fds) files.marks.try_emplace(fd, file_mark(fd));
   }
-  const int32_t first = owner.table.add_keys(experts);
+  const int32_t first = owner.table.add_layer(experts);
   layers_.push_back(std::make_unique<Layer>(Layer{pool, experts, first, std::move(files), std::vector<uint64_t>(experts, 0)}));
   return layers_.size() - 1;
 }
@@ -423,29 +437,28 @@ void ExpertStream::skip(bool on) {
   skipping_ = on;
 }
 
-void ExpertStream::deal(size_t pool, std::vector<Candidate> hand, uint64_t serial) {
-  const std::lock_guard lock(mutex_);
-  pools_.at(pool)->table.deal(std::move(hand), serial);
-}
-
-size_t ExpertStream::dealt(size_t pool) {
-  const std::lock_guard lock(mutex_);
-  return pools_.at(pool)->table.dealt();
-}
-
 void ExpertStream::set(size_t pool, int32_t slot, int32_t key) {
   const std::lock_guard lock(mutex_);
   SlotTable& table = pools_.at(pool)->table;
+  if (key != SlotTable::kNothing && table.slot_of(key) != SlotTable::kNothing && table.slot_of(key) != slot) {
+    throw std::invalid_argument("the expert is in another slot");
+  }
   table.clear(slot);
-  table.touch(slot, ++serial_);  // a hand that was dealt before does not mean it any more
   if (key != SlotTable::kNothing) table.put(key, slot, serial_);
+}
+
+void ExpertStream::offer(size_t pool, int32_t slot) {
+  const std::lock_guard lock(mutex_);
+  SlotTable& table = pools_.at(pool)->table;
+  if (table.key_in(slot) != SlotTable::kNothing || table.is_free(slot)) {
+    throw std::invalid_argument("only a slot that holds nothing, and is not free, can become free");
+  }
+  table.offer(slot);
 }
 
 void ExpertStream::pin(size_t pool, int32_t slot) {
   const std::lock_guard lock(mutex_);
-  SlotTable& table = pools_.at(pool)->table;
-  table.pin(slot);
-  table.touch(slot, ++serial_);
+  pools_.at(pool)->table.pin(slot);
 }
 
 void ExpertStream::unpin_all() {
@@ -459,6 +472,16 @@ std::vector<int32_t> ExpertStream::keys(size_t pool) {
   std::vector<int32_t> keys(table.slots());
   for (size_t slot = 0; slot < keys.size(); ++slot) keys[slot] = table.key_in(static_cast<int32_t>(slot));
   return keys;
+}
+
+void ExpertStream::order(size_t pool, const std::function<void(EvictionOrder&)>& change) {
+  const std::lock_guard lock(mutex_);
+  change(pools_.at(pool)->table.order());
+}
+
+std::vector<int32_t> ExpertStream::next(size_t pool, size_t count) {
+  const std::lock_guard lock(mutex_);
+  return pools_.at(pool)->table.next(count, serial_ + 1);
 }
 
 void ExpertStream::prefetch() {
@@ -491,7 +514,7 @@ void ExpertStream::address(ReadOrder& order, const Layer& layer, size_t expert, 
 
 Log ExpertStream::drain() {
   const std::lock_guard lock(mutex_);
-  return {.serial = running_ ? *running_ - 1 : serial_, .passes = std::exchange(passes_, {}), .failure = failure_};
+  return {.passes = std::exchange(passes_, {}), .failure = failure_};
 }
 
 void ExpertStream::forgive() {

@@ -1,8 +1,8 @@
 // A model's routed experts while most are on disk: passes look their experts up, read those that are missing and
 // compute the others meanwhile, without asking anybody. Owns pools, layers, the turn of passes, and their log.
-// Knows neither Python nor MLX, no arithmetic, and no policy: which experts leave is dealt beforehand.
+// Knows neither Python nor MLX, no arithmetic, and of policies no more than the order that they gave to a pool.
 //
-// One thread at a time runs passes; any other may deal, drain and wait meanwhile.
+// One thread at a time runs passes; any other may drain and wait meanwhile.
 #pragma once
 
 #include <atomic>
@@ -46,9 +46,11 @@ class ExpertStream {
   // `threads` read besides the one that runs a pass.
   ExpertStream(size_t threads, bool direct) : direct_(direct), crew_(threads) {}
 
-  // `memory` holds what the segments point into. Throws as check_segments.
-  size_t add_pool(std::vector<Segment> segments, size_t slots, std::shared_ptr<const void> memory);
-  // The descriptors stay open until nothing is under way any more. Throws as Batch::check.
+  // `memory` holds what the segments point into. No slot may be taken before `offer`. Throws as check_segments and
+  // EvictionOrder.
+  size_t add_pool(std::vector<Segment> segments, size_t slots, OrderRule rule, std::shared_ptr<const void> memory);
+  // A pool's layers are added in the order in which a forward pass visits them. The descriptors stay open until nothing
+  // is under way any more. Throws as Batch::check.
   size_t add_layer(size_t pool, size_t experts, LayerFiles files);
   size_t experts(size_t layer) const { return layers_.at(layer)->experts; }
   size_t slots(size_t layer) const { return pools_[layers_.at(layer)->pool]->table.slots(); }
@@ -73,15 +75,19 @@ class ExpertStream {
 
   // --- for the owner of the tables; what it changes goes for passes that begin afterwards ---
 
-  void deal(size_t pool, std::vector<Candidate> hand, uint64_t serial);
-  // Candidates that are left of the hand.
-  size_t dealt(size_t pool);
-  // `key` was read into `slot` (kNothing: the slot was emptied) by somebody else, while no pass ran.
+  // `key` was read into `slot` (kNothing: the slot was emptied, and is the caller's) by somebody else, while no pass
+  // ran. Throws std::invalid_argument: it is in another.
   void set(size_t pool, int32_t slot, int32_t key);
-  // Pinned slots are never taken; they count as used now.
+  // Passes may take `slot`. Throws std::invalid_argument: it holds something, or they might before.
+  void offer(size_t pool, int32_t slot);
+  // Pinned slots are never taken.
   void pin(size_t pool, int32_t slot);
   void unpin_all();
   std::vector<int32_t> keys(size_t pool);  // by slot
+  // Calls `change` with the order in which the pool's experts leave. Passes tell it of uses; the rest is the caller's.
+  void order(size_t pool, const std::function<void(EvictionOrder&)>& change);
+  // The keys that would leave next, in order.
+  std::vector<int32_t> next(size_t pool, size_t count);
 
   // From now on experts are guessed and read ahead, where pools have a reserve. After the last add_layer, before any
   // pass. Throws as Predictor, and when layers differ in their number of experts.
@@ -133,7 +139,6 @@ class ExpertStream {
   std::vector<PassRecord> passes_;
   std::optional<PassFailure> failure_;
   uint64_t serial_ = 0;
-  std::optional<uint64_t> running_;  // the serial number of the pass that has begun and is not logged
   size_t expected_ = 0;
   bool skipping_ = false;
 

@@ -20,7 +20,6 @@ struct Arrival {
 
 // One layer's part in one forward pass.
 struct PassRecord {
-  uint64_t serial = 0;
   uint64_t mark = 0;  // the caller's own
   size_t layer = 0;  // as numbered by ExpertStream::add_layer
   size_t k = 0;
@@ -47,7 +46,6 @@ struct PassFailure {
 };
 
 struct Log {
-  uint64_t serial = 0;  // uses up to it are in this log or in an earlier one
   std::vector<PassRecord> passes;
   std::optional<PassFailure> failure;
 };

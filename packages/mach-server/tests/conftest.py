@@ -91,6 +91,10 @@ class RunningServer:
         self._listening.close()
         eventually(self.service.close)  # the rest of a long test run makes its garbage collection slow
 
+    def end_grace(self) -> None:
+        """What comes about by itself when the drain has lasted too long: open answers end."""
+        self._loop.call_soon_threadsafe(self.service.abort)
+
     @property
     def address(self) -> tuple[str, int]:
         host, port = self.url.removeprefix("http://").split(":")

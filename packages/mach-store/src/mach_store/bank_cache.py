@@ -478,7 +478,7 @@ class BankCache:
         """From now on the experts `keys`, in the bank or not, are given up only when nothing else is left."""
         wanted = frozenset(keys)
         for pool in self._pools:
-            pool.policy.kept = frozenset(key for key in wanted if key[0] in pool.occupancy)
+            pool.keep(frozenset(key for key in wanted if key[0] in pool.occupancy))
 
     def stats(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports as `streaming_summary`."""

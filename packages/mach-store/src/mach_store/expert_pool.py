@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,11 +18,20 @@ class SlotMirror(Protocol):
     def emptied(self, slots: Sequence[int]) -> None:
         """`slots` hold nothing now, and are somebody's who is about to fill them."""
 
+    def freed(self, slots: Sequence[int]) -> None:
+        """`slots`, which were somebody's, may be taken again: they hold nothing."""
+
     def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
         """The experts `keys` are readable in `slots`, which held nothing."""
 
-    def pinned(self, slots: Sequence[int]) -> None:
-        """An unevaluated graph may refer to `slots`."""
+    def pinned(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
+        """The experts `keys` are in use, and an unevaluated graph may refer to their `slots`."""
+
+    def counted(self, layer: int) -> None:
+        """The policy has heard of uses of `layer`."""
+
+    def kept(self, keys: Collection[Key]) -> None:
+        """The experts `keys` alone are given up only when nothing else is left."""
 
 
 class ExpertPool:
@@ -85,15 +94,28 @@ class ExpertPool:
         """Slots that hold nothing."""
         return len(self._free)
 
-    def free_slots(self, most: int) -> list[int]:
-        """Up to `most` slots that hold nothing, in the order in which `take` would give them."""
-        return self._free[: -most - 1 : -1]
+    @property
+    def free_slots(self) -> Sequence[int]:
+        """The slots that hold nothing; `take` gives the last first."""
+        return self._free
 
     def pin(self, keys: Sequence[Key]) -> None:
         """An unevaluated graph may refer to the experts `keys` in their slots."""
         self.pinned.update(keys)
         if self.mirror is not None:
-            self.mirror.pinned([self.table[key] for key in keys])
+            self.mirror.pinned(keys, [self.table[key] for key in keys])
+
+    def heard(self, layer: int, counts: Mapping[int, int]) -> None:
+        """A prompt used `layer`'s experts so often: see `EvictionPolicy`."""
+        self.policy.heard(layer, counts)
+        if self.mirror is not None:
+            self.mirror.counted(layer)
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """From now on `keys`, in the pool or not, are given up only when nothing else is left."""
+        self.policy.kept = keys
+        if self.mirror is not None:
+            self.mirror.kept(keys)
 
     def take(self, count: int) -> tuple[list[int], list[Key]]:
         """`count` slots to read into, and the experts that were evicted for them.
@@ -209,6 +231,8 @@ class ExpertPool:
     def give_back(self, slots: list[int]) -> None:
         """`slots` were taken, but the read failed: they hold nothing."""
         self._free.extend(slots)
+        if self.mirror is not None:
+            self.mirror.freed(slots)
 
     def check(self) -> None:
         """Raise AssertionError when the tables contradict each other."""
