@@ -12,7 +12,7 @@ from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
 FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
 DECODE_RESIDENCY_WORDS = ("pin", "reclaim")
-"""What `LME_DECODE_RESIDENCY` may ask for; a word stands here once something obeys it."""
+"""What `LME_DECODE_RESIDENCY` may ask for, see `StoreSettings.decode_residency`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,7 @@ class StoreSettings:
     Attributes:
         use_gather_dispatch: `LME_USE_GATHER_DISPATCH`; False selects the slot-by-slot reference.
         in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where
-        native
-            kernels compute; False stops for the host in every layer.
+            native kernels compute; False stops for the host in every layer.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
