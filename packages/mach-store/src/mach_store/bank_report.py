@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def summary(bank: BankCache, pools: Sequence[ExpertPool]) -> dict[str, Any]:
-    """What `/v1/cache/stats` reports as `streaming_summary`; docs/api.md explains the fields.
+    """What `/v1/cache/stats` reports as `streaming_summary`; mach-server's README explains the fields.
 
     Args:
         bank: the bank.
