@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mach.preflight.memory_plan import SCRATCH_EXPERTS
+from mach.preflight.memory_plan import SCRATCH_EXPERTS, TRANSIENT_MIN_TOKENS
 from mach_store.errors import SettingError
 from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
@@ -50,7 +50,7 @@ class StoreSettings:
     direct_io: bool | None = None
     memory_pressure: bool = True
     verify_reads: bool = True
-    transient_min_tokens: int = 32
+    transient_min_tokens: int = TRANSIENT_MIN_TOKENS
     scratch_experts: int = SCRATCH_EXPERTS
     scratch_told: bool = False
     cpu_kernels: bool = True
