@@ -171,8 +171,9 @@ class ExpertStream:
         """Everything since the last call: (passes, failure).
 
         A failure stays until `forgive`, and passes fail until then. Its keys: "kind" ("read", "checksum",
-        "route", "slots" or "memory") and "layer"; "expert" and the fields of `ReadError` or
-        `ChecksumError`; "routes", the distinct ids.
+        "changed", "route", "slots" or "memory") and "layer"; "expert" and the fields of `ReadError` or
+        `ChecksumError`, or the "segment" of a file that was "changed" since its layer was added; "routes",
+        the distinct ids.
         """
 
     def forgive(self) -> None:

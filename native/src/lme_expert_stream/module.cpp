@@ -9,7 +9,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "build_facts.h"
 #include "expert_stream.h"
 #include "lazy_stream.h"
 #include "scatter_plan.h"
@@ -182,18 +182,6 @@ class Door {
   std::shared_ptr<ExpertStream> stream_;
 };
 
-std::map<std::string, std::string> build_info() {
-  return {
-#if defined(__clang__)
-      {"compiler", "clang " __clang_version__},
-#else
-      {"compiler", "gcc " __VERSION__},
-#endif
-      {"version", LME_VERSION},
-      {"mlx", LME_MLX_VERSION},
-  };
-}
-
 }  // namespace
 
 NB_MODULE(_ext, m) {
@@ -228,5 +216,5 @@ NB_MODULE(_ext, m) {
       .def("forgive", &Door::forgive)
       .def("skip", &Door::skip, nb::arg("on"))
       .def("wait", &Door::wait);
-  m.def("build_info", &build_info);
+  m.def("build_info", &lme::build_facts);
 }

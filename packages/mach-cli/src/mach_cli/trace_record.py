@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mach.commands.progress_bar import TOKENS, ProgressBar
+from mach.commands.residency_flags import add_residency_flags
 from mach.errors import CommandError
 from mach_cli.trace_prompts import read_prompts
 from mach_decode.engine import Engine, EngineConfig
@@ -48,13 +49,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the first answer; each has the next (0)")
-    residency = parser.add_mutually_exclusive_group()
-    residency.add_argument(
-        "--streaming", dest="residency", action="store_const", const="streaming", help="experts from disk"
-    )
-    residency.add_argument(
-        "--no-streaming", dest="residency", action="store_const", const="stacked", help="all in memory"
-    )
+    add_residency_flags(parser)
     parser.add_argument(
         "--expert-cache-gb", type=float, metavar="GB", help="expert bank budget in 10^9 bytes (streaming)"
     )

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mach.preflight.memory_plan import SCRATCH_EXPERTS
+from mach.preflight.memory_plan import SCRATCH_EXPERTS, TRANSIENT_MIN_TOKENS
 from mach_store.errors import SettingError
 from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
 FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
 DECODE_RESIDENCY_WORDS = ("pin", "reclaim")
-"""What `LME_DECODE_RESIDENCY` may ask for; a word stands here once something obeys it."""
+"""What `LME_DECODE_RESIDENCY` may ask for, see `StoreSettings.decode_residency`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class StoreSettings:
     direct_io: bool | None = None
     memory_pressure: bool = True
     verify_reads: bool = True
-    transient_min_tokens: int = 32
+    transient_min_tokens: int = TRANSIENT_MIN_TOKENS
     scratch_experts: int = SCRATCH_EXPERTS
     scratch_told: bool = False
     cpu_kernels: bool = True
