@@ -27,6 +27,8 @@ SHAPES = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
 SIZES = [4 * rows * columns for rows, columns in SHAPES]
 RECORD = sum(SIZES)
 EBADF = 9
+ORDER: dict[str, Any] = {}
+"""What a pool is told of who leaves it."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ class Bank:
         mx.eval(self.arrays)
         self.slots = slots
         self.stream = ExpertStream(threads=threads, direct=direct)
-        self.pool = self.stream.add_pool(self.arrays, SIZES, [False] * 3)
+        self.pool = self.stream.add_pool(self.arrays, SIZES, [False] * 3, **ORDER)
         places = self.places(scattered)
         for layer in range(layers):
             number, first = self.stream.add_layer(
@@ -99,6 +101,10 @@ class Bank:
         """Passes may take these, which are empty."""
         slots = list(slots)
         self.stream.deal(self.pool, slots, [-1] * len(slots), self.stream.drain()[0])
+
+    def offer_emptied(self) -> None:
+        """Passes may take again what failed reads have left empty."""
+        self.offer(slot for slot, key in enumerate(self.keys()) if key < 0)
 
     def log(self) -> tuple[list[Told], Any]:
         """The passes since the last call, and why one failed."""
@@ -312,10 +318,9 @@ def test_of_several_corrupt_experts_one_is_named_and_none_is_in_the_table(open_b
         assert not {3, 6} & set(bank.keys())
         bank.stream.forgive()
         bank.check()
-        empty = [slot for slot, key in enumerate(bank.keys()) if key < 0]
-        bank.offer(empty)
+        bank.offer_emptied()
         assert_works(bank)
-        bank.offer(slot for slot, key in enumerate(bank.keys()) if key < 0)
+        bank.offer_emptied()
 
 
 @pytest.mark.parametrize("scattered", [False, True])
@@ -353,7 +358,7 @@ def test_a_closed_file_is_a_failed_read_with_the_systems_errno(open_bank) -> Non
     os.dup2(kept, bank.fd)
     os.close(kept)
     bank.stream.forgive()
-    bank.offer(slot for slot, key in enumerate(bank.keys()) if key < 0)
+    bank.offer_emptied()
     assert_works(bank)
 
 
@@ -565,7 +570,7 @@ def test_what_does_not_fit_together_is_refused_when_it_is_added(open_bank) -> No
         with pytest.raises(error):
             stream.add_layer(**arguments)
     with pytest.raises(TypeError):
-        stream.add_pool([np.zeros(3)], [12], [False])
+        stream.add_pool([np.zeros(3)], [12], [False], **ORDER)
     for arrays, sizes, widen in (
         (bank.arrays, SIZES[1:], [False] * 3),
         (bank.arrays, [*SIZES[:2], SIZES[2] + 4], [False] * 3),
@@ -574,7 +579,7 @@ def test_what_does_not_fit_together_is_refused_when_it_is_added(open_bank) -> No
         ([mx.zeros((2, 4))], [16], [False]),  # not evaluated
     ):
         with pytest.raises(ValueError):
-            stream.add_pool(arrays, sizes, widen)
+            stream.add_pool(arrays, sizes, widen, **ORDER)
     with pytest.raises(TypeError):
         ExpertStream(threads=-1, direct=False)
     assert stream.add_layer(bank.pool, EXPERTS, fds, places, crcs) == (1, EXPERTS)
