@@ -27,6 +27,8 @@ SHAPES = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
 SIZES = [4 * rows * columns for rows, columns in SHAPES]
 RECORD = sum(SIZES)
 EBADF = 9
+ORDER: dict[str, Any] = {"memories": [], "by_distance": False}
+"""What a pool is told of who leaves it."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ class Bank:
         mx.eval(self.arrays)
         self.slots = slots
         self.stream = ExpertStream(threads=threads, direct=direct)
-        self.pool = self.stream.add_pool(self.arrays, SIZES, [False] * 3, memories=[], by_distance=False)
+        self.pool = self.stream.add_pool(self.arrays, SIZES, [False] * 3, **ORDER)
         places = self.places(scattered)
         for layer in range(layers):
             number, first = self.stream.add_layer(
@@ -560,9 +562,8 @@ def test_what_does_not_fit_together_is_refused_when_it_is_added(open_bank) -> No
         arguments = dict(pool=bank.pool, experts=EXPERTS, fds=fds, offsets=places, crcs=crcs) | wrong
         with pytest.raises(error):
             stream.add_layer(**arguments)
-    rule: dict[str, Any] = {"memories": [], "by_distance": False}
     with pytest.raises(TypeError):
-        stream.add_pool([np.zeros(3)], [12], [False], **rule)
+        stream.add_pool([np.zeros(3)], [12], [False], **ORDER)
     for arrays, sizes, widen in (
         (bank.arrays, SIZES[1:], [False] * 3),
         (bank.arrays, [*SIZES[:2], SIZES[2] + 4], [False] * 3),
@@ -571,7 +572,7 @@ def test_what_does_not_fit_together_is_refused_when_it_is_added(open_bank) -> No
         ([mx.zeros((2, 4))], [16], [False]),  # not evaluated
     ):
         with pytest.raises(ValueError):
-            stream.add_pool(arrays, sizes, widen, **rule)
+            stream.add_pool(arrays, sizes, widen, **ORDER)
     with pytest.raises(TypeError):
         ExpertStream(threads=-1, direct=False)
     assert stream.add_layer(bank.pool, EXPERTS, fds, places, crcs) == (1, EXPERTS)
