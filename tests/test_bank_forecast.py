@@ -43,12 +43,7 @@ def told_by(slots: int, gigabytes: float) -> dict:
 
 
 def test_the_hit_rates_forecast_are_those_that_banks_of_these_sizes_have(monkeypatch) -> None:
-    """Within 0.03: what was measured has the first reads of every expert in it, the forecast has not.
-
-    With the host asked in every layer: passes within the graph take victims that were chosen a pass before,
-    which the forecast does not model (docs/eviction-and-prefetch.md).
-    """
-    monkeypatch.setenv("LME_IN_GRAPH_DISPATCH", "0")
+    """Within 0.03: what was measured has the first reads of every expert in it, the forecast has not."""
     monkeypatch.setattr(bank_forecast, "MOST_COST", 1e9)
     gigabytes = slot_gigabytes()
     forecast = told_by(SLOTS, gigabytes)

@@ -1,8 +1,15 @@
 """Streaming gives the tokens of a resident model: bank = mlx-lm, native = Python, CLI = library."""
 
+import errno
+import fcntl
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import pytest
@@ -11,6 +18,7 @@ from mlx_lm.utils import load_model
 
 from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.inspection import inspect_checkpoint
+from mach.io.sidecar_layout import SidecarLayoutError
 from mach_decode.engine import Engine, EngineConfig
 from mach_decode.request import GenerationRequest
 from mach_decode.sampling import SamplingParams
@@ -19,6 +27,7 @@ from mach_store.expert_arrays import slot_bytes
 from mach_store.sidecar.sidecar_source import SidecarSource
 from mach_store.synthetic_checkpoint import qwen3_moe_config, write_synthetic_checkpoint
 
+ROOT = Path(__file__).parent.parent
 PROMPT = "def reverse(text):\n    '''The characters of text, last first.'''\n    "
 
 
@@ -114,6 +123,68 @@ def test_native_and_python_reads_give_the_same_tokens(pico, monkeypatch, tempera
         runs.append((tokens, counters.hits, counters.misses, counters.evictions, counters.bytes_read))
         engine.close()
     assert runs[0] == runs[1]
+
+
+def allows_direct_reads(directory: Path) -> bool:
+    """Whether files there can be read past the page cache; tmpfs and some others refuse."""
+    if not hasattr(os, "O_DIRECT"):
+        return sys.platform == "darwin"  # F_NOCACHE is taken everywhere
+    probe = directory / "probe"
+    probe.write_bytes(bytes(4096))
+    try:
+        os.close(os.open(probe, os.O_RDONLY | os.O_DIRECT))
+    except OSError as error:
+        assert error.errno == errno.EINVAL, error
+        return False
+    finally:
+        probe.unlink()
+    return True
+
+
+@pytest.fixture(scope="module")
+def pico_on_a_disk(pico: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A copy of the reference checkpoint where direct reads work, if there is such a place."""
+    with ExitStack() as made:
+        for parent in (tmp_path_factory.getbasetemp(), Path("/var/tmp"), ROOT):
+            if os.access(parent, os.W_OK):
+                name = made.enter_context(TemporaryDirectory(prefix=".mach-direct-", dir=parent))
+                if allows_direct_reads(Path(name)):
+                    break
+        yield Path(shutil.copytree(pico, Path(name) / "checkpoint"))
+
+
+@pytest.mark.parametrize("part", [0.125, 0.5])
+def test_direct_reads_give_the_tokens_of_stacked_experts_in_the_graph_and_at_the_fence(
+    pico_on_a_disk, stacked_pico, monkeypatch, part
+) -> None:
+    shape = inspect_checkpoint(pico_on_a_disk).shape
+    config = EngineConfig(
+        checkpoint=str(pico_on_a_disk),
+        expert_cache_gb=gigabytes(pico_on_a_disk, int(part * shape.num_experts * len(shape.moe_layers))),
+    )
+    if not allows_direct_reads(pico_on_a_disk):
+        monkeypatch.setenv("LME_DIRECT_IO", "1")
+        with pytest.raises(SidecarLayoutError, match="no direct reads, unset LME_DIRECT_IO"):
+            Engine.load(config)
+        return
+    resident = Engine.load(EngineConfig(checkpoint=str(stacked_pico), expert_residency="stacked"))
+    prompts = [resident.encode(text) for text in (PROMPT, "class Stack:", PROMPT * 3)]
+    expected = [tokens_of(resident, prompt, 12) for prompt in prompts]
+    resident.close()
+    for in_graph, dispatch in (("1", "in-graph"), ("0", "gather")):
+        monkeypatch.setenv("LME_IN_GRAPH_DISPATCH", in_graph)
+        for direct in ("1", "0"):
+            monkeypatch.setenv("LME_DIRECT_IO", direct)
+            engine = Engine.load(config)
+            assert engine.store.reader.direct is engine.loaded.direct.direct is (direct == "1")
+            assert {layer["dispatch"] for layer in engine.store.stats()["layers"].values()} == {dispatch}
+            if sys.platform == "linux":
+                source = engine.store.source
+                (fd,) = source.locate(shape.moe_layers[0], [0]).fds
+                assert bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT) is (direct == "1")
+            assert [tokens_of(engine, prompt, 12) for prompt in prompts] == expected, (dispatch, direct)
+            assert engine.store.totals().evictions > 0
+            engine.close()
 
 
 @pytest.mark.parametrize("options", [[], ["--temperature", "0.8", "--seed", "42", "--top-p", "0.95"]])

@@ -51,10 +51,9 @@ class Both:
         self.twin.observe(layer, ids)
         self.calls.append(f"o {layer} {told(ids)}")
 
-    def ask(self, letter, layer, ids, present, most) -> None:
-        method = self.twin.predict if letter == "p" else self.twin.propose
-        self.expected.append(told(method(layer, ids, present, most)))
-        self.calls.append(f"{letter} {layer} {most} {told(ids)} | {told(sorted(present))}")
+    def ask(self, layer, ids, ranked, present, most) -> None:
+        self.expected.append(told(self.twin.guess(layer, ids, ranked, present, most)))
+        self.calls.append(f"g {layer} {most} {told(ids)} | {told(ranked)} | {told(sorted(present))}")
 
     def forget(self) -> None:
         self.twin.forget_pass()
@@ -87,11 +86,9 @@ def test_native_and_twin_give_the_same_through_a_random_history(native, layers, 
         if random_.random() < 0.02:
             both.observe(random_.randrange(layers), ids)
         present = set(random_.sample(range(experts), random_.randrange(experts)))
-        if step % 5 == 4:
-            ranked = [(7 * expert + 3) % experts for expert in ids] + [0, 1, 2, 3]
-            both.ask("r", layer, list(dict.fromkeys(ranked)), present, random_.randrange(6))
-        else:
-            both.ask("p", layer, ids, present, random_.randrange(6))
+        ranked = list(dict.fromkeys([(7 * expert + 3) % experts for expert in ids] + [0, 1, 2, 3]))
+        kinds = [(ids, ()), ((), ranked), (ids, ranked)][step // 5 % 3]
+        both.ask(layer, *kinds, present, random_.randrange(6))
         both.score(random_.randrange(layers))
     assert native(both.calls) == both.expected
     given = sum(both.twin.score(layer).given for layer in range(layers))
@@ -102,7 +99,7 @@ def test_a_pass_of_too_many_experts_is_passed_over_alike(native) -> None:
     both = Both(2, 100)
     for step in range(40):
         both.observe(step % 2, range(65 if step % 7 == 3 else 64))
-        both.ask("p", step % 2, range(65 if step % 5 == 3 else 64), set(), 4)
+        both.ask(step % 2, range(65 if step % 5 == 3 else 64), (), set(), 4)
         both.score(step % 2)
     assert native(both.calls) == both.expected
 

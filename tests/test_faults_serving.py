@@ -85,13 +85,13 @@ def test_while_the_disk_stalls_all_but_its_answers_goes_on_and_who_leaves_frees_
         assert faults.count("waiting")  # the first has left, and its read still hangs
         faults.set()
         eventually(lambda: server.stats()["requests"]["cancelled"] == 1)
-        assert server.stats()["running"] is None
+        assert server.stats()["running"] is None, "the count goes up when nothing runs any more"
         server.answers_are_right()
 
 
 @on_linux
 def test_an_answer_that_waits_for_the_disk_too_long_is_ended_and_others_come(checkpoint, faults) -> None:
-    with serving(checkpoint, "--request-timeout", "1", environment=faults.environment) as server:
+    with serving(checkpoint, "--request-timeout", "2", environment=faults.environment) as server:
         faults.set(stalled=1)
         for _ in range(2):  # the second waits for an engine that hangs
             answer = server.ask()
@@ -175,9 +175,6 @@ def test_files_that_change_under_a_server_fail_the_answers_that_need_them_and_no
                     handle.write(content)
             server.until("^right$", times=8)
         server.answers_are_right()
-        assert (
-            str(sidecar) in next(name for name in server.counts if name != "right").replace("N", "") or True
-        )
 
 
 def test_files_without_checksums_are_not_read_once_they_were_written_to(tmp_path: Path) -> None:

@@ -94,6 +94,29 @@ def test_loading_and_a_long_prompt_draw_bars_on_a_terminal(stacked: Path, mode: 
     assert "[" not in quiet and "decode" not in quiet
 
 
+def test_the_recording_of_a_trace_draws_how_far_its_prompts_are(tmp_path) -> None:
+    record = [str(Path(sys.executable).parent / "mach"), "trace", "record", "mach-pico", "--max-tokens", "3"]
+    prompts = ["--prompt", PROMPT, "--prompt", "def"]
+    terminal = Terminal()
+    done = subprocess.run(
+        [*record, "--out", str(tmp_path / "a.trace"), *prompts],
+        stdout=subprocess.PIPE,
+        stderr=terminal.end,
+        timeout=240,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    shown = terminal.text()
+    last = shown.rstrip("\r\n").rpartition("\r")[2]
+    assert re.fullmatch(r"prompt 2 of 2 \[#+\] 100% \d+ tok/s 0:00 left *", last), shown
+    assert "prompt 1 of 2 [" in shown and "experts [" in shown
+    assert done.stdout.count(b"\n") == 1
+    quiet = subprocess.run(
+        [*record, "--out", str(tmp_path / "b.trace"), *prompts], capture_output=True, timeout=240, check=True
+    )
+    assert quiet.stderr == b""
+
+
 def test_elsewhere_nothing_is_drawn() -> None:
     result = subprocess.run(
         [*GENERATE, "mach-pico", "--prompt", PROMPT, "--max-tokens", "3"],

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from replayed_routes import RecordedRoutes, Replay
@@ -22,7 +23,10 @@ def recorded(answers: int = 2, length: int = 12) -> RecordedRoutes:
     """Two answers of a model with 2 layers of 8 experts, top 2."""
     dice = np.random.default_rng(0)
     ids = np.argsort(dice.random((answers, 2, length, 8)), axis=-1)[..., :2]
-    return RecordedRoutes(np.zeros((answers, length), np.uint16), ids.astype(np.uint16), 8)
+    foretold = np.argsort(dice.random((answers, 1, length, 8)), axis=-1)
+    return RecordedRoutes(
+        np.zeros((answers, length), np.uint16), ids.astype(np.uint16), foretold.astype(np.uint16), 8
+    )
 
 
 def engine_of(tmp_path: Path, experts: int, top_k: int) -> Engine:
@@ -49,6 +53,22 @@ def test_a_bigger_model_takes_the_strongest_recorded_routes_of_its_streams(tmp_p
         for place, taken in enumerate(tokens, 3 + 6 - len(tokens)):
             first, second = (routes.ids[(s + turn) % 2, source, place % 12, 0] for s in range(2))
             assert taken == {int(first), 8 + int(second)}
+
+
+def test_guesses_are_what_the_recorded_router_said_of_the_same_token(tmp_path: Path) -> None:
+    routes, engine = recorded(), engine_of(tmp_path, experts=16, top_k=2)
+    Replay(engine.model, routes).seek(5)
+    first, second, third = (layer.mlp for layer in engine.model.model.layers)
+    x = mx.ones((1, 2, first.gate._gate.weight.shape[-1] * 8))
+    first.gate(x)
+    scores = np.array(first.switch_mlp._dispatch.scores_of(x))[0]
+    for place, row in enumerate(scores, 5):
+        for stream in range(2):
+            ranked = np.argsort(-row[8 * stream : 8 * stream + 8], kind="stable")
+            assert ranked.tolist() == routes.foretold[stream, 0, place].tolist()
+    # The recorded model's last layer foretells nothing; nor does this one's.
+    assert second.switch_mlp._dispatch.scores_of is third.switch_mlp._dispatch.scores_of is None
+    engine.close()
 
 
 @pytest.mark.parametrize(("experts", "top_k"), [(12, 2), (24, 3), (16, 3)])

@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from chromium_page import ChromiumPage, find_chromium
+from faulty_serving import eventually
 
 from mach.io.checkpoint_path import resolve_checkpoint
 
@@ -60,11 +61,13 @@ def test_a_chat_streams_into_the_page(page: ChromiumPage) -> None:
     page.evaluate("document.getElementById('max').value = 120")
     page.type_text("#say", "def reverse(s):")
     page.press("Enter")
-    page.wait_for("!document.getElementById('stop').disabled")
-    page.wait_for("document.getElementById('stop').disabled")
+    # Not that it has begun: a fast answer is over before anybody looks.
+    page.wait_for(
+        "document.getElementById('stop').disabled &&"
+        " document.querySelector('.turn.assistant')?.textContent.length > 40"
+    )
     assert page.evaluate("document.querySelectorAll('.turn').length") == 2
     assert "def reverse(s):" in page.evaluate("document.querySelector('.turn.user pre').textContent")
-    assert len(page.evaluate("document.querySelector('.turn.assistant').textContent")) > 40
     assert page.evaluate("new Set(growth).size") > 5, "it came in pieces"
     page.wait_for("document.getElementById('facts').textContent.includes('the first after')")
     assert page.complaints == []
@@ -84,8 +87,8 @@ def test_a_stopped_answer_frees_the_engine(page: ChromiumPage, served_pico: str)
     page.wait_for("document.querySelector('.turn.assistant')?.textContent.length > 20")
     page.evaluate("document.getElementById('stop').click()")
     page.wait_for("document.getElementById('log').textContent.includes('Stopped.')")
+    eventually(lambda: httpx.get(f"{served_pico}/v1/stats").json()["running"] is None)
     page.wait_for("document.getElementById('running').textContent === 'none'")
-    assert httpx.get(f"{served_pico}/v1/stats").json()["running"] is None
 
 
 def test_text_of_the_model_is_never_taken_for_html(page: ChromiumPage) -> None:

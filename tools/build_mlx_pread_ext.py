@@ -1,4 +1,4 @@
-"""Builds mach-native (lme_mlx_pread_ext, liblme_expert_io) into the Python environment that runs this script.
+"""Builds mach-native, its extensions and its C library, into the Python environment that runs this script.
 
 `uv sync` builds it too, in an isolated environment. This script is for any other environment: it builds
 against the MLX that is installed there, and says beforehand what is missing and how to get it. Needs Python

@@ -2,8 +2,7 @@
 // tests/test_expert_predictor.py can compare them with the Python twin's. The first line is layers, experts
 // and bytes at most; then
 //     o LAYER IDS…            observe
-//     p LAYER MOST IDS… | PRESENT…   predict
-//     r LAYER MOST RANKED… | PRESENT…   propose
+//     g LAYER MOST IDS… | RANKED… | PRESENT…   guess
 //     f                       forget_pass
 //     s LAYER                 score
 #include <cstdint>
@@ -44,26 +43,25 @@ int main() {
         continue;
       }
       if (what != 'o') words >> most;
-      std::vector<uint32_t> ids, out(most);
+      std::vector<uint32_t> ids, ranked, out(most);
       std::vector<uint8_t> present;
       std::string word;
-      bool bar = false;
+      int bars = 0;
       while (words >> word) {
         if (word == "|") {
-          bar = true;
-        } else if (bar) {
+          ++bars;
+        } else if (bars == 2) {
           present.resize(experts);
           present[std::stoul(word)] = 1;
         } else {
-          ids.push_back(static_cast<uint32_t>(std::stoul(word)));
+          (bars == 0 ? ids : ranked).push_back(static_cast<uint32_t>(std::stoul(word)));
         }
       }
       if (what == 'o') {
         predictor.observe(layer, ids);
         continue;
       }
-      const size_t given = what == 'p' ? predictor.predict(layer, ids, present, out)
-                                       : predictor.propose(layer, ids, present, out);
+      const size_t given = predictor.guess(layer, ids, ranked, present, out);
       for (size_t i = 0; i < given; ++i) std::cout << (i ? " " : "") << out[i];
       std::cout << '\n';
     }

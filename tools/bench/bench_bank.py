@@ -11,7 +11,6 @@ docs/bench/bank.csv.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import page_cache
-from bench_inputs import PICO, Inputs, add_inputs_option
-from bench_record import add_output_option, append_rows
-from contestants import Contestant, Setting, median, share_gb, unread_variables
+from bench_inputs import Inputs, figure_parser
+from bench_record import append_rows
+from contestants import Contestant, Setting, median, share_gb, spread, unread_variables
 from quietness import Quietness
 
 from mach.commands.process import run_command
@@ -32,7 +31,7 @@ SHARES = (0.5, 0.25, 0.125)
 READS = {"direct": {"LME_DIRECT_IO": "1"}, "page cache": {"LME_DIRECT_IO": "0"}}
 VARIANTS: dict[str, dict[str, str]] = {
     "no in-graph dispatch": {"LME_IN_GRAPH_DISPATCH": "0"},
-    "no prefetch": {"LME_PREFETCH": "0"},
+    "no prefetch": {"LME_ASYNC_PREFETCH": "0"},
     "policy lru": {"LME_BANK_EVICTION_POLICY": "lru"},
     "policy lfu": {"LME_BANK_EVICTION_POLICY": "lfu"},
     "policy lookahead": {"LME_BANK_EVICTION_POLICY": "lookahead"},
@@ -52,14 +51,7 @@ class Case:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, append the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_inputs_option(parser)
-    add_output_option(parser)
-    parser.add_argument("--checkpoint", choices=(PICO, "big"), default="big")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser = figure_parser(__doc__, rounds=5, tokens=64, checkpoint="big")
     parser.add_argument("--variants", action="store_true", help="switches and policies instead of sizes")
     options = parser.parse_args(arguments)
     inputs, quietness = Inputs.open(options.inputs), Quietness()
@@ -149,7 +141,6 @@ def _against_model(answer: Mapping[str, Any], alone: Mapping[str, Any]) -> dict[
 def _row(case: Case, answers: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     needed = sum(answer["hits"] + answer["misses"] for answer in answers)
     per_token = statistics.median(answer["bytes_read"] / answer["steps"] for answer in answers)
-    ratios = [answer["of_model"] for answer in answers]
     return {
         "what": case.what,
         "reads": case.reads,
@@ -159,9 +150,7 @@ def _row(case: Case, answers: Sequence[Mapping[str, Any]]) -> dict[str, object]:
         "hit_rate": f"{sum(answer['hits'] for answer in answers) / needed:.3f}",
         "mb_per_token": f"{per_token / 1e6:.2f}",
         "read_gb_s": f"{median(answers, 'gb_s'):.2f}",
-        "of_model": f"{statistics.median(ratios):.3f}",
-        "of_model_low": f"{min(ratios):.3f}",
-        "of_model_high": f"{max(ratios):.3f}",
+        **spread("of_model", [answer["of_model"] for answer in answers]),
         "waited": f"{median(answers, 'waited'):.3f}",
         **_prefetch(answers),
         "peak_mb": f"{max(answer['peak_bytes'] for answer in answers) / 1e6:.0f}",

@@ -9,16 +9,16 @@ stacked mode, each the median of the rounds' own ratios. Appends to docs/bench/d
 
 from __future__ import annotations
 
-import argparse
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from bench_inputs import PICO, Inputs, add_inputs_option
-from bench_record import add_output_option, append_rows
-from contestants import Contestant, alternate, median, median_ratio
+from bench_inputs import PICO, Inputs, figure_parser
+from bench_record import append_rows
+from contestants import Contestant, alternate, median, ratios, spread
 from quietness import Quietness
 
 from mach.commands.process import run_command
@@ -33,15 +33,7 @@ SLOW = 16
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, append the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_inputs_option(parser)
-    add_output_option(parser)
-    parser.add_argument("--checkpoint", choices=(PICO, "big"), default=PICO)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=96)
-    options = parser.parse_args(arguments)
+    options = figure_parser(__doc__, rounds=7, tokens=96, checkpoint=PICO).parse_args(arguments)
     inputs, quietness = Inputs.open(options.inputs), Quietness()
     setting = replace(inputs.setting(options.checkpoint), temperature=0.0)
     stacked = replace(setting, checkpoint=str(inputs.stacked(options.checkpoint)))
@@ -78,14 +70,11 @@ def _row(
     best: Sequence[Mapping[str, Any]],
     stacked: Sequence[Mapping[str, Any]],
 ) -> dict[str, object]:
-    ratios = [answer["decode_tps"] / other["decode_tps"] for answer, other in zip(answers, best, strict=True)]
     return {
         "what": name,
         "tokens_per_second": f"{median(answers, 'decode_tps'):.1f}",
-        "ratio": f"{median_ratio(answers, best, 'decode_tps'):.3f}",
-        "ratio_low": f"{min(ratios):.3f}",
-        "ratio_high": f"{max(ratios):.3f}",
-        "of_stacked": f"{median_ratio(answers, stacked, 'decode_tps'):.3f}",
+        **spread("ratio", ratios(answers, best, "decode_tps")),
+        "of_stacked": f"{statistics.median(ratios(answers, stacked, 'decode_tps')):.3f}",
         "peak_mb": f"{max(answer['peak_bytes'] for answer in answers) / 1e6:.0f}",
     }
 

@@ -12,7 +12,6 @@ docs/bench/disk.csv.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from bench_inputs import PICO, Inputs, add_inputs_option
-from bench_record import add_output_option, append_rows
-from contestants import Contestant, median, share_gb
+from bench_inputs import Inputs, figure_parser
+from bench_record import append_rows
+from contestants import Contestant, median, share_gb, spread
 from quietness import Quietness
 
 from mach.commands.process import run_command
@@ -34,15 +33,7 @@ UNCHECKED = "4 threads, no checksums"
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, append the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_inputs_option(parser)
-    add_output_option(parser)
-    parser.add_argument("--checkpoint", choices=(PICO, "big"), default="big")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, default=48)
-    options = parser.parse_args(arguments)
+    options = figure_parser(__doc__, rounds=5, tokens=48, checkpoint="big").parse_args(arguments)
     inputs, quietness = Inputs.open(options.inputs), Quietness()
     setting = inputs.setting(options.checkpoint)
     with Contestant("resident", setting) as resident:
@@ -91,14 +82,11 @@ def _round(contestant: Contestant, threads: int, tokens: int, number: int) -> di
 
 
 def _row(name: str, answers: Sequence[Mapping[str, Any]]) -> dict[str, object]:
-    ratios = [answer["of_ceiling"] for answer in answers]
     return {
         "what": name,
         "ceiling_gb_s": f"{median(answers, 'ceiling'):.2f}",
         "decode_gb_s": f"{median(answers, 'wall'):.2f}",
-        "of_ceiling": f"{statistics.median(ratios):.3f}",
-        "of_ceiling_low": f"{min(ratios):.3f}",
-        "of_ceiling_high": f"{max(ratios):.3f}",
+        **spread("of_ceiling", [answer["of_ceiling"] for answer in answers]),
         "waited_of_ceiling": f"{median(answers, 'waited_of_ceiling'):.3f}",
         "waited": f"{median(answers, 'waited'):.3f}",
         "cpus": f"{median(answers, 'cpus'):.2f}",

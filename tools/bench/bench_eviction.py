@@ -237,9 +237,9 @@ def predict(how: str, routes: Routes, experts: int, slots: int) -> dict[str, flo
             present = {expert for at, expert in replay.held if at == following}
             predictor.observe(layer, chosen)
             if how == "next router" and following:
-                given = predictor.propose(layer, routes.ahead[number, layer].tolist(), present, ROOM)
+                given = predictor.guess(layer, (), routes.ahead[number, layer].tolist(), present, ROOM)
             else:
-                given = predictor.predict(layer, chosen, present, ROOM)
+                given = predictor.guess(layer, chosen, (), present, ROOM)
     return {"precision": right / max(1, proposed), "recall": right / misses}
 
 

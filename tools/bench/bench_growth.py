@@ -10,7 +10,6 @@ docs/bench/growth.csv.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from bench_inputs import PICO, Inputs, add_inputs_option
-from bench_record import add_output_option, append_rows
+from bench_inputs import PICO, Inputs, figure_parser
+from bench_record import append_rows
 from contestants import Contestant, Setting, alternate, median, share_gb
 from quietness import Quietness
 
@@ -39,14 +38,7 @@ SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, append the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_inputs_option(parser)
-    add_output_option(parser)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=48)
-    options = parser.parse_args(arguments)
+    options = figure_parser(__doc__, rounds=3, tokens=48).parse_args(arguments)
     inputs, quietness = Inputs.open(options.inputs), Quietness()
     with tempfile.TemporaryDirectory() as scratch:
         growth = _Growth(Path(scratch), inputs, options.rounds, options.tokens)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench_record import add_output_option
 from contestants import Setting
 from replayed_routes import record_routes
 
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add_inputs_option(parser)
+    _add_inputs_option(parser)
     parser.add_argument(
         "--small", action="store_true", help="a `big` of 13 MB and short routes, to try the tools"
     )
@@ -110,8 +111,31 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def add_inputs_option(parser: argparse.ArgumentParser) -> None:
-    """`--inputs`, the same for every tool."""
+def figure_parser(
+    description: str | None, *, rounds: int, tokens: int | None = None, checkpoint: str | None = None
+) -> argparse.ArgumentParser:
+    """What the tools of the figures have in common: `--inputs`, `--output`, `--rounds`.
+
+    Args:
+        description: the tool's docstring.
+        rounds: the default.
+        tokens: the default of `--tokens`; None is a tool without it.
+        checkpoint: the default of `--checkpoint`; None is a tool without it.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _add_inputs_option(parser)
+    add_output_option(parser)
+    if checkpoint is not None:
+        parser.add_argument("--checkpoint", choices=(PICO, "big"), default=checkpoint)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    if tokens is not None:
+        parser.add_argument("--tokens", type=int, default=tokens)
+    return parser
+
+
+def _add_inputs_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inputs", type=Path, default=DEFAULT, help="folder of bench_inputs.py")
 
 

@@ -10,14 +10,13 @@ counts the page cache too; no file is in it at first. mlx-lm loads the same expe
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import page_cache
-from bench_inputs import Inputs, add_inputs_option
-from bench_record import add_output_option, append_rows
+from bench_inputs import Inputs, figure_parser
+from bench_record import append_rows
 from contestants import Contestant, ContestantDiedError, Setting, median, share_gb
 from memory_limit import MemoryLimit
 from quietness import Quietness
@@ -25,23 +24,17 @@ from quietness import Quietness
 from mach.commands.process import run_command
 from mach.io.checkpoint_path import resolve_checkpoint
 from mach.io.inspection import inspect_checkpoint
+from mach.preflight.memory_needs import LOADER_RESERVE_BYTES
 from mach_store.settings import StoreSettings
 
 SHARES = (0.5, 0.25, 0.125)
-RESERVE = (512 << 20) + 100_000_000
+RESERVE = LOADER_RESERVE_BYTES + 100_000_000
 """What mach's loader keeps for activations and context, and what interpreter and libraries take before."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, append the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_inputs_option(parser)
-    add_output_option(parser)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=32)
-    options = parser.parse_args(arguments)
+    options = figure_parser(__doc__, rounds=3, tokens=32).parse_args(arguments)
     inputs, quietness = Inputs.open(options.inputs), Quietness()
     rows = list(_rows(inputs, options.rounds, options.tokens))
     append_rows(

@@ -25,9 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench_inputs import PICO, Inputs, add_inputs_option
-from bench_record import add_output_option, append_rows
-from contestants import Contestant, median, median_ratio
+from bench_inputs import PICO, Inputs, figure_parser
+from bench_record import append_rows
+from contestants import Contestant, median, ratios, spread
 from quietness import Quietness
 
 from mach.commands.process import run_command
@@ -53,16 +53,10 @@ LLAMA, MLX_LM = "llama.cpp, Q4_0", f"mlx-lm, float32 activations, {SHORT}-token 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, append the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_inputs_option(parser)
-    add_output_option(parser)
+    parser = figure_parser(__doc__, rounds=7, tokens=48)
     parser.add_argument(
         "--llama-python", required=True, help="interpreter that has llama-cpp-python and gguf"
     )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--prompt", type=int, default=512)
     options = parser.parse_args(arguments)
     inputs, quietness = Inputs.open(options.inputs), Quietness()
@@ -119,15 +113,12 @@ def _rows(scratch: Path, inputs: Inputs, options: argparse.Namespace) -> tuple[l
 def _row(
     name: str, answers: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
-    ratios = [answer["decode_tps"] / other["decode_tps"] for answer, other in zip(answers, base, strict=True)]
     return {
         "what": name,
         "decode_per_second": f"{median(answers, 'decode_tps'):.1f}",
-        "of_llama_cpp": f"{statistics.median(ratios):.3f}",
-        "of_llama_cpp_low": f"{min(ratios):.3f}",
-        "of_llama_cpp_high": f"{max(ratios):.3f}",
+        **spread("of_llama_cpp", ratios(answers, base, "decode_tps")),
         "prefill_per_second": f"{median(answers, 'prefill_tps'):.0f}",
-        "prefill_of_llama_cpp": f"{median_ratio(answers, base, 'prefill_tps'):.3f}",
+        "prefill_of_llama_cpp": f"{statistics.median(ratios(answers, base, 'prefill_tps')):.3f}",
     }
 
 

@@ -11,7 +11,6 @@ docs/bench/prefill.csv.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,9 @@ from dataclasses import replace
 from typing import Any
 
 import page_cache
-from bench_inputs import PICO, Inputs, add_inputs_option
-from bench_record import add_output_option, append_rows
-from contestants import Contestant, alternate, median, median_ratio, share_gb
+from bench_inputs import PICO, Inputs, figure_parser
+from bench_record import append_rows
+from contestants import Contestant, alternate, median, ratios, share_gb, spread
 from quietness import Quietness
 
 from mach.commands.process import run_command
@@ -38,13 +37,7 @@ STACKED, MLX_LM = "stacked", "mlx-lm, float32 activations"
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print a table, append the CSV."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_inputs_option(parser)
-    add_output_option(parser)
-    parser.add_argument("--checkpoint", choices=(PICO, "big"), default="big")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = figure_parser(__doc__, rounds=3, checkpoint="big")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens, at most 2,000 for mach-pico")
     options = parser.parse_args(arguments)
     inputs, quietness = Inputs.open(options.inputs), Quietness()
@@ -85,16 +78,12 @@ def main(arguments: Sequence[str]) -> int:
 def _row(
     name: str, answers: Sequence[Mapping[str, Any]], resident: Sequence[Mapping[str, Any]], prompt: int
 ) -> dict[str, object]:
-    pairs = zip(answers, resident, strict=True)
-    ratios = [answer["prefill_tps"] / base["prefill_tps"] for answer, base in pairs]
     read = statistics.median(answer.get("prefill_bytes", 0) for answer in answers)
     return {
         "what": name,
         "prompt_tokens": prompt,
         "tokens_per_second": f"{median(answers, 'prefill_tps'):.1f}",
-        "of_resident": f"{median_ratio(answers, resident, 'prefill_tps'):.3f}",
-        "of_resident_low": f"{min(ratios):.3f}",
-        "of_resident_high": f"{max(ratios):.3f}",
+        **spread("of_resident", ratios(answers, resident, "prefill_tps")),
         "gb_read": f"{read / 1e9:.2f}",
         "peak_mb": f"{max(answer['peak_bytes'] for answer in answers) / 1e6:.0f}",
     }

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -198,12 +197,16 @@ def median(answers: Iterable[Mapping[str, Any]], name: str) -> float:
     return statistics.median(float(answer[name]) for answer in answers)
 
 
-def median_ratio(answers: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], name: str) -> float:
-    """The median of the rounds' own ratios: what the machine does besides changes from round to round."""
-    pairs = zip(answers, base, strict=True)
-    return statistics.median(float(answer[name]) / float(other[name]) for answer, other in pairs)
+def ratios(answers: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """The rounds' own ratios of one figure: what the machine does besides changes from round to round."""
+    return [float(answer[name]) / float(other[name]) for answer, other in zip(answers, base, strict=True)]
 
 
-def all_of(contestants: Iterable[Contestant], stack: ExitStack) -> list[Contestant]:
-    """Contestants that `stack` closes; they load one after another."""
-    return [stack.enter_context(contestant) for contestant in contestants]
+def spread(column: str, values: Sequence[float]) -> dict[str, str]:
+    """The median, the least and the largest, as `column`, `column_low` and `column_high` of a table."""
+    told = {
+        column: statistics.median(values),
+        f"{column}_low": min(values),
+        f"{column}_high": max(values),
+    }
+    return {name: f"{value:.3f}" for name, value in told.items()}

@@ -16,7 +16,7 @@ from mach_decode.request import GenerationRequest
 
 
 def main(tokens: int) -> None:
-    """The prompt is the first line of stdin, with its newlines escaped."""
+    """Each line of stdin is a prompt, its newlines escaped."""
     engine = Engine.load(EngineConfig(checkpoint="mach-pico"))
     print("startup ready url=none", flush=True)
     for line in sys.stdin:

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <new>
 #include <stdexcept>
@@ -53,13 +54,13 @@ class ExpertStream::Pass {
     for (Need& need : needs_) {
       if (need.stage == Stage::kReading) end_read(need, true);
     }
-    stream_.running_.reset();
     stream_.passes_.push_back(std::move(record_));
   }
 
-  void run() {
+  void run(std::span<const uint32_t> foretold) {
     look_up();
     submit_placed();
+    prefetch(foretold);
     compute_resident();
     while (!reading_.empty() || unplaced_ > 0) {
       if (reading_.empty()) place_in_spent();
@@ -75,7 +76,8 @@ class ExpertStream::Pass {
     Stage stage = Stage::kUnplaced;
     int32_t slot = SlotTable::kNothing;
     size_t arrival = 0;  // in record_.arrivals
-    ReadOrder order;
+    bool counted = false;  // an earlier pass's record has the bytes
+    std::unique_ptr<ReadOrder> order;
   };
 
   int32_t key_of(const Need& need) const { return layer_.first_key + static_cast<int32_t>(need.expert); }
@@ -103,47 +105,91 @@ class ExpertStream::Pass {
       PassFailure failure{.kind = PassFailure::kRoute, .layer = record_.layer, .expert = 0, .read = {}, .routes = {}};
       for (const Need& need : needs_) failure.routes.push_back(need.expert);
       needs_.clear();
-      record_.serial = ++stream_.serial_;
+      serial_ = ++stream_.serial_;
       throw Failed{std::move(failure)};
     }
-    record_.serial = ++stream_.serial_;
-    stream_.running_ = record_.serial;
+    serial_ = ++stream_.serial_;
     // Hits first: a slot that this pass uses is not given up in it.
     for (Need& need : needs_) {
       std::atomic_ref(layer_.uses[need.expert]).fetch_add(1, std::memory_order_relaxed);
       const int32_t slot = pool_.table.slot_of(key_of(need));
       if (slot == SlotTable::kNothing) continue;
-      pool_.table.touch(slot, record_.serial);
+      pool_.table.touch(slot, serial_);
       need.slot = slot;
       need.stage = Stage::kResident;
       record_.hits.push_back(static_cast<int32_t>(need.expert));
     }
+    place_missing();
+    count_guesses();
+  }
+
+  // Under the stream's lock, as all to the end of count_guesses.
+  void place_missing() {
+    unplaced_ = needs_.size() - record_.hits.size();
+    if (unplaced_ == 0) return;
+    record_.arrivals.reserve(unplaced_);
+    starting_.reserve(unplaced_);
+    const std::vector<SlotTable::Taken> taken = pool_.table.take(unplaced_, serial_);
+    auto next = taken.begin();
     for (Need& need : needs_) {
-      if (need.stage == Stage::kResident) continue;
-      if (const auto taken = pool_.table.take(record_.serial)) {
-        place(need, *taken);
+      if (next == taken.end()) break;
+      if (need.stage != Stage::kUnplaced) continue;
+      if (Prefetched* ahead = begun_ahead(need)) {
+        adopt(need, *ahead, *next++);
       } else {
-        ++unplaced_;
+        place(need, *next++);
       }
+    }
+    unplaced_ -= taken.size();
+  }
+
+  // The read of `need` that a guess has begun.
+  Prefetched* begun_ahead(const Need& need) {
+    Prefetched* const ahead = pool_.reserve.find(key_of(need), stream_.crew_);
+    if (ahead == nullptr) return nullptr;
+    // What nobody has begun is read like any other.
+    return stream_.crew_.withdraw(*ahead->order) == ReadOrder::State::kIdle ? nullptr : ahead;
+  }
+
+  // The expert stays in the slot that it was read into; the slot that it would have got is the reserve's now.
+  void adopt(Need& need, Prefetched& ahead, SlotTable::Taken taken) {
+    need.slot = std::exchange(ahead.slot, taken.slot);
+    need.stage = Stage::kReading;
+    need.arrival = record_.arrivals.size();
+    need.counted = std::exchange(ahead.told, false);
+    need.order = std::exchange(ahead.order, std::make_unique<ReadOrder>());
+    ahead.key = SlotTable::kNothing;
+    pool_.table.order().use(key_of(need));
+    record_.arrivals.push_back({static_cast<int32_t>(need.expert), need.slot, taken.slot, taken.evicted, false});
+    record_.prefetched += !need.counted;
+    ++record_.prefetch_used;
+    if (reading_.empty()) began_ = Clock::now();
+    reading_.push_back(need.order.get());
+  }
+
+  // The guesses for this layer that were wrong.
+  void count_guesses() {
+    for (Prefetched& ahead : pool_.reserve.held()) {
+      if (ahead.key == SlotTable::kNothing || ahead.layer != record_.layer || ahead.told) continue;
+      const ReadOrder::State state = stream_.crew_.withdraw(*ahead.order);
+      if (state == ReadOrder::State::kIdle) continue;
+      ahead.told = true;
+      ++record_.prefetched;
+      // What fails later counts as read: nobody waits for it to find out.
+      if (state == ReadOrder::State::kReading || !ahead.order->failure) record_.bytes += pool_.record_bytes;
     }
   }
 
-  // Under the stream's lock.
+  // Under the stream's lock. The use counts from now on: the order of uses must not depend on the disk.
   void place(Need& need, SlotTable::Taken taken) {
     need.slot = taken.slot;
     need.stage = Stage::kReading;
     need.arrival = record_.arrivals.size();
-    record_.arrivals.push_back({static_cast<int32_t>(need.expert), taken.slot, taken.evicted, false});
-    const LayerFiles& files = layer_.files;
-    const size_t places = files.fds.size() / layer_.experts, first = need.expert * places;
-    need.order.segments = pool_.segments;
-    need.order.slots = pool_.table.slots();
-    need.order.slot = taken.slot;
-    need.order.fds = std::span(files.fds).subspan(first, places);
-    need.order.offsets = std::span(files.offsets).subspan(first, places);
-    if (!files.crcs.empty()) need.order.crc = files.crcs[need.expert];
-    need.order.direct = stream_.direct_;
-    starting_.push_back(&need.order);
+    record_.arrivals.push_back({static_cast<int32_t>(need.expert), taken.slot, taken.slot, taken.evicted, false});
+    pool_.table.order().use(key_of(need));
+    need.order = std::make_unique<ReadOrder>();
+    stream_.address(*need.order, layer_, need.expert, taken.slot);
+    starting_.push_back(need.order.get());
   }
 
   void submit_placed() {
@@ -154,10 +200,53 @@ class ExpertStream::Pass {
     starting_.clear();
   }
 
+  // Begins reading what the next layer will probably need.
+  void prefetch(std::span<const uint32_t> foretold) {
+    if (!stream_.predictor_) return;
+    Predictor& predictor = *stream_.predictor_;
+    std::vector<uint32_t> asked;
+    for (const Need& need : needs_) asked.push_back(need.expert);
+    const auto here = static_cast<uint32_t>(record_.layer);
+    predictor.observe(here, asked);
+    const size_t next = stream_.after(record_.layer);
+    Layer& layer = *stream_.layers_[next];
+    Pool& pool = *stream_.pools_[layer.pool];
+    std::vector<ReadOrder*> orders;
+    {
+      const std::lock_guard lock(stream_.mutex_);
+      if (pool.reserve.slots() == 0) return;
+      std::vector<uint8_t> present(layer.experts);
+      for (size_t e = 0; e < layer.experts; ++e) {
+        present[e] = pool.table.slot_of(layer.first_key + static_cast<int32_t>(e)) != SlotTable::kNothing;
+      }
+      for (const Prefetched& ahead : pool.reserve.held()) {
+        const int32_t e = ahead.key - layer.first_key;
+        if (ahead.layer == next && e >= 0 && pool.reserve.find(ahead.key, stream_.crew_) == &ahead) {
+          present[static_cast<size_t>(e)] = 1;
+        }
+      }
+      std::array<uint32_t, Predictor::kCandidates> guesses;
+      const std::span<uint32_t> out = std::span(guesses).first(std::min(guesses.size(), pool.reserve.slots()));
+      const size_t count = predictor.guess(here, asked, foretold, present, out);
+      for (const uint32_t expert : out.first(count)) {
+        Prefetched* const ahead = pool.reserve.room(serial_, stream_.crew_);
+        if (ahead == nullptr) break;
+        ahead->key = layer.first_key + static_cast<int32_t>(expert);
+        ahead->layer = next;
+        ahead->told = false;
+        ahead->begun = serial_;
+        stream_.address(*ahead->order, layer, expert, ahead->slot);
+        orders.push_back(ahead->order.get());
+      }
+    }
+    stream_.crew_.submit_idle(orders);
+  }
+
   void compute_resident() {
     for (Need& need : needs_) {
       if (need.stage == Stage::kResident) need.stage = Stage::kReadable;
     }
+    land(stream_.crew_.finished(reading_));  // what was read ahead
     compute_readable();
   }
 
@@ -167,8 +256,8 @@ class ExpertStream::Pass {
       const std::lock_guard lock(stream_.mutex_);
       for (Need& need : needs_) {
         if (need.stage != Stage::kUnplaced) continue;
-        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [](const Need& n) {
-          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing;
+        const auto spent = std::find_if(needs_.rbegin(), needs_.rend(), [&](const Need& n) {
+          return n.stage == Stage::kDone && n.slot != SlotTable::kNothing && !pool_.table.pinned(n.slot);
         });
         if (spent == needs_.rend()) break;
         pool_.table.clear(spent->slot);
@@ -186,33 +275,43 @@ class ExpertStream::Pass {
   void take_arrived() {
     const auto stood = Clock::now();
     const std::vector<ReadOrder*> done = stream_.crew_.await(reading_);
+    record_.wait_seconds += seconds(Clock::now() - stood);
+    land(done);
+    compute_readable();
+  }
+
+  // These reads have ended.
+  void land(const std::vector<ReadOrder*>& done) {
+    if (done.empty()) return;
     for (ReadOrder* order : done) check_files(*order);
     {
       const std::lock_guard lock(stream_.mutex_);
-      record_.wait_seconds += seconds(Clock::now() - stood);
       for (Need& need : needs_) {
-        if (std::find(done.begin(), done.end(), &need.order) == done.end()) continue;
-        ended_ = std::max(ended_, need.order.finished);
-        end_read(need, need.order.failure.has_value());
+        if (std::find(done.begin(), done.end(), need.order.get()) == done.end()) continue;
+        ended_ = std::max(ended_, need.order->finished);
+        end_read(need, need.order->failure.has_value());
       }
       if (reading_.empty()) record_.read_seconds += seconds(std::max(ended_, began_) - began_);
     }
-    if (failed_ == nullptr) return compute_readable();
+    if (failed_ != nullptr) fail();
+  }
+
+  [[noreturn]] void fail() {
     // What is under way ends, what has not begun is left; then the first bad expert is told.
     stream_.crew_.settle(reading_);
     const std::lock_guard lock(stream_.mutex_);
     for (Need& need : needs_) {
       if (need.stage != Stage::kReading) continue;
-      const bool arrived = need.order.state == ReadOrder::State::kFinished;
-      if (arrived) check_files(need.order);
-      end_read(need, !arrived || need.order.failure.has_value());
+      const bool arrived = need.order->state == ReadOrder::State::kFinished;
+      if (arrived) check_files(*need.order);
+      end_read(need, !arrived || need.order->failure.has_value());
     }
     reading_.clear();
     record_.read_seconds += seconds(Clock::now() - began_);
     PassFailure failure{.kind = PassFailure::kRead,
                         .layer = record_.layer,
                         .expert = failed_->expert,
-                        .read = failed_->order.failure,
+                        .read = failed_->order->failure,
                         .routes = {}};
     throw Failed{std::move(failure)};
   }
@@ -232,11 +331,12 @@ class ExpertStream::Pass {
     if (failed) {
       need.stage = Stage::kFailed;
       record_.arrivals[need.arrival].failed = true;
-      if (need.order.failure && (failed_ == nullptr || need.expert < failed_->expert)) failed_ = &need;
+      pool_.table.offer(need.slot);
+      if (need.order->failure && (failed_ == nullptr || need.expert < failed_->expert)) failed_ = &need;
       return;
     }
-    pool_.table.put(key_of(need), need.slot, record_.serial);
-    record_.bytes += pool_.record_bytes;
+    pool_.table.put(key_of(need), need.slot, serial_);
+    if (!need.counted) record_.bytes += pool_.record_bytes;
     need.stage = Stage::kReadable;
   }
 
@@ -261,6 +361,7 @@ class ExpertStream::Pass {
   Pool& pool_;
   const Compute& compute_;
   PassRecord record_{};
+  uint64_t serial_ = 0;
   std::vector<uint32_t> order_;   // routes by expert
   std::vector<uint32_t> routes_, slots_;  // to compute next
   std::vector<Need> needs_;       // by expert, ascending; not moved once orders are placed
@@ -270,10 +371,12 @@ class ExpertStream::Pass {
   Clock::time_point began_{}, ended_{};
 };
 
-size_t ExpertStream::add_pool(std::vector<Segment> segments, size_t slots, std::shared_ptr<const void> memory) {
+size_t ExpertStream::add_pool(std::vector<Segment> segments, size_t slots, OrderRule rule,
+                              std::shared_ptr<const void> memory) {
   const uint64_t bytes = check_segments(segments);
+  SlotTable table(slots, std::move(rule));
   const std::lock_guard lock(mutex_);
-  pools_.push_back(std::make_unique<Pool>(Pool{std::move(segments), SlotTable(slots), bytes, std::move(memory)}));
+  pools_.push_back(std::make_unique<Pool>(Pool{std::move(segments), std::move(table), bytes, std::move(memory)}));
   return pools_.size() - 1;
 }
 
@@ -301,7 +404,7 @@ size_t ExpertStream::add_layer(size_t pool, size_t experts, LayerFiles files) {
   if (files.crcs.empty()) {
     for (const int32_t fd : files.fds) files.marks.try_emplace(fd, file_mark(fd));
   }
-  const int32_t first = owner.table.add_keys(experts);
+  const int32_t first = owner.table.add_layer(experts);
   layers_.push_back(std::make_unique<Layer>(Layer{pool, experts, first, std::move(files), std::vector<uint64_t>(experts, 0)}));
   return layers_.size() - 1;
 }
@@ -318,8 +421,15 @@ std::shared_ptr<void> ExpertStream::expect() {
 }
 
 void ExpertStream::wait() {
-  std::unique_lock lock(mutex_);
-  idle_.wait(lock, [&] { return expected_ == 0; });
+  std::vector<ReadOrder*> ahead;
+  {
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [&] { return expected_ == 0; });
+    for (const auto& pool : pools_) {
+      for (ReadOrder* order : pool->reserve.orders()) ahead.push_back(order);
+    }
+  }
+  crew_.settle(ahead);  // the orders stay where they are while no pass runs
 }
 
 void ExpertStream::skip(bool on) {
@@ -327,29 +437,28 @@ void ExpertStream::skip(bool on) {
   skipping_ = on;
 }
 
-void ExpertStream::deal(size_t pool, std::vector<Candidate> hand, uint64_t serial) {
-  const std::lock_guard lock(mutex_);
-  pools_.at(pool)->table.deal(std::move(hand), serial);
-}
-
-size_t ExpertStream::dealt(size_t pool) {
-  const std::lock_guard lock(mutex_);
-  return pools_.at(pool)->table.dealt();
-}
-
 void ExpertStream::set(size_t pool, int32_t slot, int32_t key) {
   const std::lock_guard lock(mutex_);
   SlotTable& table = pools_.at(pool)->table;
+  if (key != SlotTable::kNothing && table.slot_of(key) != SlotTable::kNothing && table.slot_of(key) != slot) {
+    throw std::invalid_argument("the expert is in another slot");
+  }
   table.clear(slot);
-  table.touch(slot, ++serial_);  // a hand that was dealt before does not mean it any more
   if (key != SlotTable::kNothing) table.put(key, slot, serial_);
+}
+
+void ExpertStream::offer(size_t pool, int32_t slot) {
+  const std::lock_guard lock(mutex_);
+  SlotTable& table = pools_.at(pool)->table;
+  if (table.key_in(slot) != SlotTable::kNothing || table.is_free(slot)) {
+    throw std::invalid_argument("only a slot that holds nothing, and is not free, can become free");
+  }
+  table.offer(slot);
 }
 
 void ExpertStream::pin(size_t pool, int32_t slot) {
   const std::lock_guard lock(mutex_);
-  SlotTable& table = pools_.at(pool)->table;
-  table.pin(slot);
-  table.touch(slot, ++serial_);
+  pools_.at(pool)->table.pin(slot);
 }
 
 void ExpertStream::unpin_all() {
@@ -365,9 +474,47 @@ std::vector<int32_t> ExpertStream::keys(size_t pool) {
   return keys;
 }
 
+void ExpertStream::order(size_t pool, const std::function<void(EvictionOrder&)>& change) {
+  const std::lock_guard lock(mutex_);
+  change(pools_.at(pool)->table.order());
+}
+
+std::vector<int32_t> ExpertStream::next(size_t pool, size_t count) {
+  const std::lock_guard lock(mutex_);
+  return pools_.at(pool)->table.next(count, serial_ + 1);
+}
+
+void ExpertStream::prefetch() {
+  const size_t most = layers_.empty() ? 0 : layers_.front()->experts;
+  for (const auto& layer : layers_) {
+    if (layer->experts != most) throw std::invalid_argument("its layers differ in their number of experts");
+  }
+  predictor_.emplace(static_cast<uint32_t>(layers_.size()), static_cast<uint32_t>(most));
+}
+
+void ExpertStream::reserve(size_t pool, std::span<const int32_t> slots) {
+  wait();
+  const std::lock_guard lock(mutex_);
+  pools_.at(pool)->reserve.keep(slots);
+}
+
+// Says what to read: `expert` of `layer`, into `slot` of its pool.
+void ExpertStream::address(ReadOrder& order, const Layer& layer, size_t expert, int32_t slot) const {
+  const Pool& pool = *pools_[layer.pool];
+  const LayerFiles& files = layer.files;
+  const size_t places = files.fds.size() / layer.experts, first = expert * places;
+  order.segments = pool.segments;
+  order.slots = pool.table.slots();
+  order.slot = slot;
+  order.fds = std::span(files.fds).subspan(first, places);
+  order.offsets = std::span(files.offsets).subspan(first, places);
+  order.crc = files.crcs.empty() ? std::nullopt : std::optional(files.crcs[expert]);
+  order.direct = direct_;
+}
+
 Log ExpertStream::drain() {
   const std::lock_guard lock(mutex_);
-  return {.serial = running_ ? *running_ - 1 : serial_, .passes = std::exchange(passes_, {}), .failure = failure_};
+  return {.passes = std::exchange(passes_, {}), .failure = failure_};
 }
 
 void ExpertStream::forgive() {
@@ -376,15 +523,23 @@ void ExpertStream::forgive() {
 }
 
 ExpertStream::Outcome ExpertStream::run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids,
-                                        const Compute& compute) {
+                                        std::span<const uint32_t> foretold, const Compute& compute) {
   const std::lock_guard turn(turn_);
+  std::optional<Outcome> none;
   {
     const std::lock_guard lock(mutex_);
-    if (skipping_) return Outcome::kSkipped;
-    if (failure_) return Outcome::kFailed;
+    if (skipping_) {
+      none = Outcome::kSkipped;
+    } else if (failure_) {
+      none = Outcome::kFailed;
+    }
+  }
+  if (none) {
+    if (predictor_) predictor_->forget_pass();
+    return *none;
   }
   try {
-    Pass(*this, layer, mark, k, ids, compute).run();
+    Pass(*this, layer, mark, k, ids, compute).run(foretold);
     return Outcome::kComputed;
   } catch (Failed& failed) {
     const std::lock_guard lock(mutex_);
@@ -393,6 +548,7 @@ ExpertStream::Outcome ExpertStream::run(size_t layer, uint64_t mark, size_t k, s
     const std::lock_guard lock(mutex_);
     failure_ = PassFailure{.kind = PassFailure::kMemory, .layer = layer, .expert = 0, .read = {}, .routes = {}};
   }
+  if (predictor_) predictor_->forget_pass();
   return Outcome::kFailed;
 }
 

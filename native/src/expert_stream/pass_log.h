@@ -13,19 +13,21 @@ namespace lme::stream {
 struct Arrival {
   int32_t expert;
   int32_t slot;     // it is there now; after a failed read the slot is empty
-  int32_t evicted;  // the key that had to leave the slot, or SlotTable::kNothing
+  int32_t taken;    // the slot that was given up for it: the same, or one that now belongs to the reserve in place of it
+  int32_t evicted;  // the key that had to leave that slot, or SlotTable::kNothing
   bool failed;
 };
 
 // One layer's part in one forward pass.
 struct PassRecord {
-  uint64_t serial = 0;
   uint64_t mark = 0;  // the caller's own
   size_t layer = 0;  // as numbered by ExpertStream::add_layer
   size_t k = 0;
   std::vector<uint32_t> routes;    // [tokens, k]
   std::vector<int32_t> hits;       // distinct experts, ascending
   std::vector<Arrival> arrivals;   // in the order of their placing
+  size_t prefetched = 0;           // experts of this layer whose read was begun on a guess, needed or not
+  size_t prefetch_used = 0;        // arrivals whose read had been begun on a guess
   uint64_t bytes = 0;              // read from disk
   double read_seconds = 0;         // from the first read's beginning to the last one's end
   double wait_seconds = 0;         // in which nothing was computed because of them
@@ -44,7 +46,6 @@ struct PassFailure {
 };
 
 struct Log {
-  uint64_t serial = 0;  // uses up to it are in this log or in an earlier one
   std::vector<PassRecord> passes;
   std::optional<PassFailure> failure;
 };

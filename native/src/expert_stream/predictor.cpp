@@ -37,7 +37,7 @@ Predictor::Predictor(uint32_t layers, uint32_t experts, uint64_t most_bytes)
   votes_.resize(experts);
   now_.reserve(kMostIds);
   before_.reserve(kMostIds);
-  candidates_.reserve(kCandidates);
+  candidates_.reserve(2 * kCandidates);
 }
 
 uint16_t* Predictor::follows(uint32_t layer, uint32_t expert) {
@@ -110,33 +110,8 @@ bool Predictor::resting(uint32_t layer) {
   return barren_[layer] >= kPatience && ++barren_[layer] % kRest != 0;
 }
 
-size_t Predictor::predict(uint32_t layer, std::span<const uint32_t> ids, std::span<const uint8_t> present,
-                          std::span<uint32_t> out) {
-  candidates_.clear();
-  const uint32_t next = after(layer);
-  if (resting(next) || !keep_distinct(ids, now_)) return 0;
-  std::fill(votes_.begin(), votes_.end(), 0);
-  for (const uint32_t source : now_) {
-    const uint16_t* chance = follows(layer, source);
-    for (uint32_t e = 0; e < experts_; ++e) votes_[e] += chance[e];
-  }
-  const auto sources = static_cast<uint32_t>(now_.size());
-  for (uint32_t e = 0; e < experts_; ++e) {
-    const uint32_t votes = votes_[e];
-    if (votes == 0 || (!present.empty() && present[e])) continue;
-    if (candidates_.size() == kCandidates && votes <= votes_[candidates_.back().expert]) continue;
-    if (candidates_.size() == kCandidates) candidates_.pop_back();
-    // Of equal votes the lower expert stays in front.
-    const auto place = std::find_if(candidates_.begin(), candidates_.end(),
-                                    [&](const Candidate& other) { return votes_[other.expert] < votes; });
-    const uint32_t chance_class = votes / sources * uint32_t{kChanceClasses} >> 16;
-    candidates_.insert(place, {e, static_cast<uint16_t>(chance_class), false});
-  }
-  return give(next, out);
-}
-
-size_t Predictor::propose(uint32_t layer, std::span<const uint32_t> ranked, std::span<const uint8_t> present,
-                          std::span<uint32_t> out) {
+size_t Predictor::guess(uint32_t layer, std::span<const uint32_t> ids, std::span<const uint32_t> ranked,
+                        std::span<const uint8_t> present, std::span<uint32_t> out) {
   candidates_.clear();
   const uint32_t next = after(layer);
   if (resting(next)) return 0;
@@ -144,7 +119,31 @@ size_t Predictor::propose(uint32_t layer, std::span<const uint32_t> ranked, std:
     if (!present.empty() && present[ranked[rank]]) continue;
     candidates_.push_back({ranked[rank], static_cast<uint16_t>(kChanceClasses + rank), false});
   }
+  if (keep_distinct(ids, now_)) name_followers(layer, now_, present);
   return give(next, out);
+}
+
+// Adds the candidates with the most votes of `ids` (distinct).
+void Predictor::name_followers(uint32_t layer, std::span<const uint32_t> ids, std::span<const uint8_t> present) {
+  std::fill(votes_.begin(), votes_.end(), 0);
+  for (const uint32_t source : ids) {
+    const uint16_t* chance = follows(layer, source);
+    for (uint32_t e = 0; e < experts_; ++e) votes_[e] += chance[e];
+  }
+  const auto sources = static_cast<uint32_t>(ids.size());
+  const auto first = static_cast<std::ptrdiff_t>(candidates_.size());
+  for (uint32_t e = 0; e < experts_; ++e) {
+    const uint32_t votes = votes_[e];
+    if (votes == 0 || (!present.empty() && present[e])) continue;
+    const bool full = candidates_.size() == static_cast<size_t>(first) + kCandidates;
+    if (full && votes <= votes_[candidates_.back().expert]) continue;
+    if (full) candidates_.pop_back();
+    // Of equal votes the lower expert stays in front.
+    const auto place = std::find_if(candidates_.begin() + first, candidates_.end(),
+                                    [&](const Candidate& other) { return votes_[other.expert] < votes; });
+    const uint32_t chance_class = votes / sources * uint32_t{kChanceClasses} >> 16;
+    candidates_.insert(place, {e, static_cast<uint16_t>(chance_class), false});
+  }
 }
 
 size_t Predictor::give(uint32_t layer, std::span<uint32_t> out) {
@@ -153,6 +152,8 @@ size_t Predictor::give(uint32_t layer, std::span<uint32_t> out) {
   for (Candidate& candidate : candidates_) {
     if (!tallies_[layer * kClasses + candidate.tally].open()) continue;
     any = true;
+    const auto so_far = out.first(given);
+    if (std::find(so_far.begin(), so_far.end(), candidate.expert) != so_far.end()) continue;
     if (given == out.size()) break;
     candidate.given = true;
     out[given++] = candidate.expert;

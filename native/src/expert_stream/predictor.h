@@ -4,7 +4,7 @@
 // One thread calls, layer by layer in the order in which a forward pass visits the MoE layers:
 //
 //     predictor.observe(l, ids);                      // the routes of layer l are known
-//     n = predictor.predict(l, ids, present, out);    // worth prefetching for the layer after l
+//     n = predictor.guess(l, ids, ranked, present, out);  // worth prefetching for the layer after l
 //
 // Layers are counted 0 … layers - 1 in visiting order, whatever their index in the model is. The layer after the
 // last one is layer 0 of the next token.
@@ -35,7 +35,7 @@ class Predictor {
 
   static constexpr uint64_t kMostBytes = uint64_t{64} << 20;
   static constexpr size_t kMostIds = 64;      // a pass with more distinct experts is passed over
-  static constexpr size_t kCandidates = 16;   // judged for each pass, at most
+  static constexpr size_t kCandidates = 16;   // of each kind judged for each pass, at most
   static constexpr size_t kChanceClasses = 16, kRankClasses = kCandidates;
   static constexpr uint32_t kWindow = 256;    // candidates of a class after which the earlier ones count half
   static constexpr uint32_t kLeast = 16;      // candidates that a class must have had
@@ -55,16 +55,16 @@ class Predictor {
   // everything follows everything.
   void observe(uint32_t layer, std::span<const uint32_t> ids);
 
-  // Writes into `out` experts of the layer after `layer`, the likeliest first, and returns how many: those that
-  // are worth a read, none that `present` marks. `ids`: as given to `observe`. `present`: a byte per expert of
-  // the layer after, not 0 where it is in memory; empty for none.
-  size_t predict(uint32_t layer, std::span<const uint32_t> ids, std::span<const uint8_t> present,
-                 std::span<uint32_t> out);
-
-  // The same choice among `ranked` (distinct), the likeliest first by somebody else's reckoning, such as the
-  // next layer's router applied to the present state. A pass asks either this or `predict`, once.
-  size_t propose(uint32_t layer, std::span<const uint32_t> ranked, std::span<const uint8_t> present,
-                 std::span<uint32_t> out);
+  // Writes into `out` experts of the layer after `layer`, and returns how many: those that are worth a read, none
+  // that `present` marks. A pass asks once.
+  //
+  // `ids`: as given to `observe`; what has followed them is one kind of candidates; empty for none of these.
+  // `ranked` (distinct): the likeliest first by somebody else's reckoning, such as the next layer's router applied
+  // to the present state: the other kind, and the first to be given; empty for none. Who is a candidate of both
+  // kinds is judged as both, and given once. `present`: a byte per expert of the layer after, not 0 where it is in
+  // memory; empty for none.
+  size_t guess(uint32_t layer, std::span<const uint32_t> ids, std::span<const uint32_t> ranked,
+               std::span<const uint8_t> present, std::span<uint32_t> out);
 
   // An unfinished pass was given up: what comes next follows nothing, and its candidates are not judged.
   void forget_pass();
@@ -89,6 +89,7 @@ class Predictor {
   void judge(uint32_t layer);
   void learn(uint32_t layer);
   bool resting(uint32_t layer);
+  void name_followers(uint32_t layer, std::span<const uint32_t> ids, std::span<const uint8_t> present);
   size_t give(uint32_t layer, std::span<uint32_t> out);
 
   uint32_t layers_, experts_;

@@ -59,32 +59,82 @@ void ReadCrew::read(ReadOrder& order) noexcept {
   order.finished = Clock::now();
 }
 
+void ReadCrew::submit_idle(std::span<ReadOrder* const> orders) {
+  if (orders.empty()) return;
+  {
+    const std::lock_guard lock(mutex_);
+    start_threads();
+    if (threads_.empty()) return;  // nobody is ever idle
+    for (ReadOrder* order : orders) {
+      order->state = ReadOrder::State::kQueued;
+      order->failure.reset();
+      idle_queue_.push_back(order);
+    }
+    if (!idle_turn()) return;  // whoever ends the last urgent read goes on with these
+  }
+  for (size_t i = 0; i < std::min(orders.size(), wanted_); ++i) queued_.notify_one();
+}
+
+ReadOrder::State ReadCrew::state(const ReadOrder& order) const {
+  const std::lock_guard lock(mutex_);
+  return order.state;
+}
+
+ReadOrder::State ReadCrew::withdraw(ReadOrder& order) {
+  const std::lock_guard lock(mutex_);
+  take_off(order);
+  return order.state;
+}
+
+// Under the lock: whether the order was queued; it is idle now.
+bool ReadCrew::take_off(ReadOrder& order) {
+  if (order.state != ReadOrder::State::kQueued) return false;
+  std::erase(queue_, &order);
+  std::erase(idle_queue_, &order);
+  order.state = ReadOrder::State::kIdle;
+  return true;
+}
+
 void ReadCrew::serve() {
   std::unique_lock lock(mutex_);
   for (;;) {
-    queued_.wait(lock, [&] { return closing_ || !queue_.empty(); });
+    queued_.wait(lock, [&] { return closing_ || !queue_.empty() || idle_turn(); });
     if (closing_) return;
-    ReadOrder* order = queue_.front();
-    queue_.pop_front();
+    const bool urgent = !queue_.empty();
+    std::deque<ReadOrder*>& from = urgent ? queue_ : idle_queue_;
+    ReadOrder* order = from.front();
+    from.pop_front();
     order->state = ReadOrder::State::kReading;
+    urgent_ += urgent;
     lock.unlock();
     read(*order);
     lock.lock();
     order->state = ReadOrder::State::kFinished;
+    urgent_ -= urgent;
+    if (urgent && idle_queue_.size() > 1 && idle_turn()) queued_.notify_all();
     finished_.notify_all();
   }
+}
+
+std::vector<ReadOrder*> ReadCrew::finished(std::vector<ReadOrder*>& orders) {
+  const std::lock_guard lock(mutex_);
+  return take_finished(orders);
+}
+
+// Under the lock.
+std::vector<ReadOrder*> ReadCrew::take_finished(std::vector<ReadOrder*>& orders) {
+  const auto rest = std::stable_partition(
+      orders.begin(), orders.end(), [](const ReadOrder* o) { return o->state != ReadOrder::State::kFinished; });
+  std::vector<ReadOrder*> done(rest, orders.end());
+  orders.erase(rest, orders.end());
+  return done;
 }
 
 std::vector<ReadOrder*> ReadCrew::await(std::vector<ReadOrder*>& orders) {
   std::unique_lock lock(mutex_);
   for (;;) {
-    const auto rest = std::stable_partition(
-        orders.begin(), orders.end(), [](const ReadOrder* o) { return o->state != ReadOrder::State::kFinished; });
-    if (rest != orders.end() || orders.empty()) {
-      std::vector<ReadOrder*> done(rest, orders.end());
-      orders.erase(rest, orders.end());
-      return done;
-    }
+    std::vector<ReadOrder*> done = take_finished(orders);
+    if (!done.empty() || orders.empty()) return done;
     const auto waiting = std::find_if(orders.begin(), orders.end(),
                                       [](const ReadOrder* o) { return o->state == ReadOrder::State::kQueued; });
     if (waiting == orders.end()) {
@@ -92,22 +142,21 @@ std::vector<ReadOrder*> ReadCrew::await(std::vector<ReadOrder*>& orders) {
       continue;
     }
     ReadOrder* order = *waiting;
-    std::erase(queue_, order);
+    take_off(*order);
     order->state = ReadOrder::State::kReading;
+    ++urgent_;
     lock.unlock();
     read(*order);
     lock.lock();
     order->state = ReadOrder::State::kFinished;
+    --urgent_;
+    if (idle_turn()) queued_.notify_all();
   }
 }
 
 void ReadCrew::settle(std::span<ReadOrder* const> orders) {
   std::unique_lock lock(mutex_);
-  for (ReadOrder* order : orders) {
-    if (order->state != ReadOrder::State::kQueued) continue;
-    std::erase(queue_, order);
-    order->state = ReadOrder::State::kIdle;
-  }
+  for (ReadOrder* order : orders) take_off(*order);
   finished_.wait(lock, [&] {
     return std::none_of(orders.begin(), orders.end(),
                         [](const ReadOrder* o) { return o->state == ReadOrder::State::kReading; });

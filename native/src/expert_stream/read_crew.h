@@ -48,9 +48,18 @@ class ReadCrew {
   // Begins reading. `stays`: the caller will come to `await` at once, and then reads too.
   void submit(std::span<ReadOrder* const> orders, bool stays);
 
+  // Reads them when nothing else is to be read. Whoever needs one waits for it by `await`, if it has been begun.
+  void submit_idle(std::span<ReadOrder* const> orders);
+
+  ReadOrder::State state(const ReadOrder& order) const;
+  // Takes the order out of the queue if nobody has begun it; its state then.
+  ReadOrder::State withdraw(ReadOrder& order);
+
   // Takes the finished ones out of `orders` and returns them. When none is finished the caller reads one that
   // nobody has begun, or sleeps until one is.
   std::vector<ReadOrder*> await(std::vector<ReadOrder*>& orders);
+  // The same without reading or sleeping: perhaps none.
+  std::vector<ReadOrder*> finished(std::vector<ReadOrder*>& orders);
 
   // Takes orders that nobody has begun out of the queue, and waits for the others. All are finished or idle then.
   void settle(std::span<ReadOrder* const> orders);
@@ -58,12 +67,16 @@ class ReadCrew {
  private:
   void serve();
   void start_threads();
+  bool take_off(ReadOrder& order);
+  static std::vector<ReadOrder*> take_finished(std::vector<ReadOrder*>& orders);
+  bool idle_turn() const { return !idle_queue_.empty() && queue_.empty() && urgent_ == 0; }
   static void read(ReadOrder& order) noexcept;
 
   const size_t wanted_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable queued_, finished_;
-  std::deque<ReadOrder*> queue_;
+  std::deque<ReadOrder*> queue_, idle_queue_;
+  size_t urgent_ = 0;  // reads under way of orders that were not submitted as idle
   std::vector<std::thread> threads_;
   bool closing_ = false;
 };

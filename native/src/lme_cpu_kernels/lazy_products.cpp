@@ -12,7 +12,6 @@ namespace mx = mlx::core;
 namespace lme {
 namespace {
 
-
 class DensePrimitive : public LazyOperation {
  public:
   DensePrimitive(mx::Stream stream, std::shared_ptr<const DenseProduct::Held> held)
@@ -210,7 +209,6 @@ mx::array ExpertProduct::operator()(const mx::array& x, const mx::array& slots,
   return mx::array(std::move(shape), mx::float32, std::make_shared<ExpertPrimitive>(cpu_stream(), held_),
                    std::move(inputs));
 }
-
 
 mx::array ExpertProduct::fill(const mx::array& out, const mx::array& x, const mx::array& routes,
                               const mx::array& slots) const {

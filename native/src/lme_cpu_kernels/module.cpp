@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "build_facts.h"
 #include "crew.h"
 #include "kernels.h"
 #include "lazy_products.h"
@@ -21,9 +22,6 @@ namespace nb = nanobind;
 namespace mx = mlx::core;
 
 namespace {
-
-using Components = std::map<std::string, mx::array>;
-using Packing = std::tuple<std::string, int, int>;
 
 // {"weight": …, "scales": …, "biases": …, "bias": …} and (mode, bits, group size) or None.
 lme::WeightArrays weights_of(const nb::dict& components, const nb::object& packing, const char* name) {
@@ -114,17 +112,10 @@ std::vector<std::string> kernel_sets() {
 }
 
 std::map<std::string, std::string> build_info() {
-  return {
-#if defined(__clang__)
-      {"compiler", "clang " __clang_version__},
-#else
-      {"compiler", "gcc " __VERSION__},
-#endif
-      {"version", LME_VERSION},
-      {"mlx", LME_MLX_VERSION},
-      {"kernels", lme::cpu::kernel_sets().front().name},
-      {"threads", std::to_string(lme::cpu::available_threads())},
-  };
+  std::map<std::string, std::string> facts = lme::build_facts();
+  facts["kernels"] = lme::cpu::kernel_sets().front().name;
+  facts["threads"] = std::to_string(lme::cpu::available_threads());
+  return facts;
 }
 
 }  // namespace

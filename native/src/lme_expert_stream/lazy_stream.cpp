@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -11,6 +12,22 @@ namespace mx = mlx::core;
 
 namespace lme::stream {
 namespace {
+
+// The experts of the highest scores, the highest first. Of several tokens' scores for an expert the highest counts.
+std::vector<uint32_t> highest(const std::vector<float>& scores, size_t experts) {
+  std::vector<float> best(experts, -std::numeric_limits<float>::infinity());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    if (scores[i] > best[i % experts]) best[i % experts] = scores[i];  // never NaN
+  }
+  std::vector<uint32_t> order(experts);
+  std::iota(order.begin(), order.end(), 0u);
+  const auto end = order.begin() + static_cast<std::ptrdiff_t>(std::min(experts, Predictor::kCandidates));
+  std::partial_sort(order.begin(), end, order.end(), [&](uint32_t a, uint32_t b) {
+    return best[a] != best[b] ? best[a] > best[b] : a < b;
+  });
+  order.erase(end, order.end());
+  return order;
+}
 
 class StreamPrimitive : public LazyOperation {
  public:
@@ -22,10 +39,14 @@ class StreamPrimitive : public LazyOperation {
  private:
   void enqueue(mx::cpu::CommandEncoder& encoder, const std::vector<mx::array>& inputs, float* out) override {
     const size_t floats = inputs[1].size() * product_->experts.down.rows;
+    std::optional<StridedRows<float>> scores;
+    if (inputs.size() > 2) scores.emplace(inputs[2]);
     // The ticket goes with the task, whether MLX runs it or drops it.
     encoder.dispatch([stream = stream_, ticket = stream_->expect(), layer = layer_, mark = mark_, product = product_, x = StridedRows<float>(inputs[0]),
-                      ids = StridedRows<uint32_t>(inputs[1]), out, floats] {
+                      ids = StridedRows<uint32_t>(inputs[1]), scores = std::move(scores), out, floats] {
       const std::vector<uint32_t> routes = ids.values();
+      std::vector<uint32_t> foretold;
+      if (scores) foretold = highest(scores->values(), scores->width());
       std::vector<float> copy;
       const std::vector<const float*> rows = x.rows(copy);
       const size_t k = ids.width();
@@ -42,7 +63,7 @@ class StreamPrimitive : public LazyOperation {
       };
       // A task of MLX's must not throw: what is queued behind it would be dropped, and waits for that hang. Nobody
       // takes NaN for a result, and whoever looks at one asks the stream first.
-      switch (stream->run(layer, mark, ids.width(), routes, compute)) {
+      switch (stream->run(layer, mark, ids.width(), routes, foretold, compute)) {
         case ExpertStream::Outcome::kComputed: break;
         case ExpertStream::Outcome::kSkipped: std::fill_n(out, floats, 0.0f); break;
         case ExpertStream::Outcome::kFailed:
@@ -69,7 +90,8 @@ StreamedLayer::StreamedLayer(std::shared_ptr<ExpertStream> stream, size_t layer,
   }
 }
 
-mx::array StreamedLayer::operator()(const mx::array& x, const mx::array& ids, uint64_t mark) const {
+mx::array StreamedLayer::operator()(const mx::array& x, const mx::array& ids, uint64_t mark,
+                                    const std::optional<mx::array>& scores) const {
   const size_t columns = product_->experts.gate.columns;
   if (x.dtype() != mx::float32) refuse("x is ", x.dtype(), ", not float32");
   if (x.ndim() == 0 || static_cast<size_t>(x.shape(-1)) != columns) {
@@ -82,10 +104,19 @@ mx::array StreamedLayer::operator()(const mx::array& x, const mx::array& ids, ui
   if (ids.ndim() != x.ndim() || mx::Shape(ids.shape().begin(), ids.shape().end() - 1) != tokens) {
     refuse("ids has the shape ", ids.shape(), " and x ", x.shape(), ": all but the last must agree");
   }
+  std::vector<mx::array> inputs{x, ids};
+  if (scores) {
+    const auto experts = static_cast<int>(stream_->experts(stream_->after(layer_)));
+    mx::Shape wanted = tokens;
+    wanted.push_back(experts);
+    if (scores->dtype() != mx::float32) refuse("scores are ", scores->dtype(), ", not float32");
+    if (scores->shape() != wanted) refuse("scores have the shape ", scores->shape(), ", not ", wanted);
+    inputs.push_back(*scores);
+  }
   mx::Shape shape = ids.shape();
   shape.push_back(static_cast<int>(product_->experts.down.rows));
   return mx::array(std::move(shape), mx::float32,
-                   std::make_shared<StreamPrimitive>(cpu_stream(), stream_, layer_, mark, product_), {x, ids});
+                   std::make_shared<StreamPrimitive>(cpu_stream(), stream_, layer_, mark, product_), std::move(inputs));
 }
 
 }  // namespace lme::stream

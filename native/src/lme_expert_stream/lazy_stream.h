@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "expert_stream.h"
@@ -20,7 +21,9 @@ class StreamedLayer {
   StreamedLayer(std::shared_ptr<ExpertStream> stream, size_t layer, const ExpertProduct& product);
 
   // x [..., hidden] float32, ids [..., k] int32 or uint32 → [..., k, hidden]. The pass's record has `mark`.
-  mlx::core::array operator()(const mlx::core::array& x, const mlx::core::array& ids, uint64_t mark) const;
+  // `scores` [..., experts] float32 foretell the next layer's choice: the higher the likelier.
+  mlx::core::array operator()(const mlx::core::array& x, const mlx::core::array& ids, uint64_t mark,
+                              const std::optional<mlx::core::array>& scores) const;
 
  private:
   std::shared_ptr<ExpertStream> stream_;

@@ -4,15 +4,19 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
+#include "build_facts.h"
 #include "expert_stream.h"
 #include "lazy_stream.h"
 #include "scatter_plan.h"
@@ -22,6 +26,7 @@ namespace mx = mlx::core;
 
 namespace {
 
+using lme::stream::EvictionOrder;
 using lme::stream::ExpertStream;
 using lme::stream::StreamedLayer;
 
@@ -63,12 +68,12 @@ nb::tuple log_of(const lme::stream::Log& log) {
   nb::list passes;
   for (const lme::stream::PassRecord& pass : log.passes) {
     nb::list arrivals;
-    for (const auto& a : pass.arrivals) arrivals.append(nb::make_tuple(a.expert, a.slot, a.evicted, a.failed));
+    for (const auto& a : pass.arrivals) arrivals.append(nb::make_tuple(a.expert, a.slot, a.taken, a.evicted, a.failed));
     const nb::bytes routes(reinterpret_cast<const char*>(pass.routes.data()), pass.routes.size() * sizeof(uint32_t));
-    passes.append(nb::make_tuple(pass.layer, pass.mark, pass.serial, pass.hits, arrivals, pass.k, routes, pass.bytes,
-                                pass.read_seconds, pass.wait_seconds));
+    passes.append(nb::make_tuple(pass.layer, pass.mark, pass.hits, arrivals, pass.k, routes, pass.bytes,
+                                pass.read_seconds, pass.wait_seconds, pass.prefetched, pass.prefetch_used));
   }
-  return nb::make_tuple(log.serial, passes, failure_of(log.failure));
+  return nb::make_tuple(passes, failure_of(log.failure));
 }
 
 // The Python object. The stream itself lives as long as a queued pass needs it.
@@ -76,14 +81,17 @@ class Door {
  public:
   Door(size_t threads, bool direct) : stream_(std::make_shared<ExpertStream>(threads, direct)) {}
 
-  size_t add_pool(const nb::sequence& arrays, const std::vector<int64_t>& nbytes, const std::vector<bool>& widen) {
+  size_t add_pool(const nb::sequence& arrays, const std::vector<int64_t>& nbytes, const std::vector<bool>& widen,
+                  const std::vector<std::pair<double, double>>& memories, bool by_distance) {
     std::vector<mx::array> banks;
     for (nb::handle item : arrays) {
       if (!nb::isinstance<mx::array>(item)) throw nb::type_error("arrays must be mlx.core.array");
       banks.push_back(nb::cast<mx::array>(item));
     }
     auto plan = std::make_shared<const lme::ScatterPlan>(std::move(banks), nbytes, widen);
-    return stream_->add_pool(plan->segments(), plan->slots(), plan);
+    lme::stream::OrderRule rule{.memories = {}, .by_distance = by_distance};
+    for (const auto& [growth, weight] : memories) rule.memories.push_back({growth, weight});
+    return stream_->add_pool(plan->segments(), plan->slots(), std::move(rule), plan);
   }
 
   nb::tuple add_layer(size_t pool, size_t experts, std::vector<int32_t> fds, std::vector<int64_t> offsets,
@@ -102,25 +110,18 @@ class Door {
 
   StreamedLayer layer(size_t layer, const lme::ExpertProduct& product) const { return {stream_, layer, product}; }
 
-  void deal(size_t pool, const std::vector<int32_t>& slots, const std::vector<int32_t>& keys, uint64_t serial) {
-    if (slots.size() != keys.size()) throw nb::value_error("slots and keys must be of one length");
-    std::vector<lme::stream::Candidate> hand(slots.size());
-    for (size_t i = 0; i < hand.size(); ++i) {
-      check_slot(pool, slots[i]);
-      hand[i] = {slots[i], keys[i]};
-    }
-    stream_->deal(pool, std::move(hand), serial);
-  }
-  size_t dealt(size_t pool) { return stream_->dealt(pool); }
-
   void set(size_t pool, const std::vector<int32_t>& slots, const std::vector<int32_t>& keys) {
     if (slots.size() != keys.size()) throw nb::value_error("slots and keys must be of one length");
     for (size_t i = 0; i < slots.size(); ++i) {
       check_slot(pool, slots[i]);
-      if (keys[i] < -1 || keys[i] >= static_cast<int64_t>(stream_->keys_of(pool))) {
-        throw nb::index_error("a key is outside the pool's");
-      }
+      if (keys[i] != -1) check_key(pool, keys[i]);
       stream_->set(pool, slots[i], keys[i]);
+    }
+  }
+  void offer(size_t pool, const std::vector<int32_t>& slots) {
+    for (const int32_t slot : slots) {
+      check_slot(pool, slot);
+      stream_->offer(pool, slot);
     }
   }
   void pin(size_t pool, const std::vector<int32_t>& slots) {
@@ -131,6 +132,32 @@ class Door {
   }
   void unpin() { stream_->unpin_all(); }
   std::vector<int32_t> keys(size_t pool) { return stream_->keys(pool); }
+  std::vector<int32_t> next(size_t pool, size_t count) { return stream_->next(pool, count); }
+
+  void floors(size_t pool, const std::vector<size_t>& floors) {
+    stream_->order(pool, [&](EvictionOrder& order) {
+      if (floors.size() != order.layers()) throw nb::value_error("a floor for each layer of the pool");
+      for (size_t layer = 0; layer < floors.size(); ++layer) order.set_floor(layer, floors[layer]);
+    });
+  }
+  void keep(size_t pool, const std::vector<int32_t>& keys) {
+    for (const int32_t key : keys) check_key(pool, key);
+    stream_->order(pool, [&](EvictionOrder& order) { order.keep(keys); });
+  }
+  void recall(size_t pool, const std::vector<std::tuple<size_t, std::vector<double>, std::vector<double>>>& layers,
+              std::optional<size_t> latest) {
+    stream_->order(pool, [&](EvictionOrder& order) {
+      for (const auto& [layer, worths, counts] : layers) order.recall(layer, worths, counts);
+      if (latest) order.stand(*latest);
+    });
+  }
+
+  void prefetch() { stream_->prefetch(); }
+  void reserve(size_t pool, const std::vector<int32_t>& slots) {
+    for (const int32_t slot : slots) check_slot(pool, slot);
+    const nb::gil_scoped_release unlocked;
+    stream_->reserve(pool, slots);
+  }
 
   nb::tuple drain() { return log_of(stream_->drain()); }
   void forgive() { stream_->forgive(); }
@@ -146,21 +173,14 @@ class Door {
       throw nb::index_error(("slot " + std::to_string(slot) + " is not in the pool").c_str());
     }
   }
+  void check_key(size_t pool, int32_t key) const {
+    if (key < 0 || static_cast<size_t>(key) >= stream_->keys_of(pool)) {
+      throw nb::index_error(("key " + std::to_string(key) + " is not the pool's").c_str());
+    }
+  }
 
   std::shared_ptr<ExpertStream> stream_;
 };
-
-std::map<std::string, std::string> build_info() {
-  return {
-#if defined(__clang__)
-      {"compiler", "clang " __clang_version__},
-#else
-      {"compiler", "gcc " __VERSION__},
-#endif
-      {"version", LME_VERSION},
-      {"mlx", LME_MLX_VERSION},
-  };
-}
 
 }  // namespace
 
@@ -170,24 +190,31 @@ NB_MODULE(_ext, m) {
   nb::module_::import_("lme_cpu_kernels");  // likewise ExpertProduct
 
   nb::class_<StreamedLayer>(m, "StreamedLayer")
-      .def("__call__", &StreamedLayer::operator(), nb::arg("x"), nb::arg("ids"), nb::arg("mark"));
+      .def("__call__", &StreamedLayer::operator(), nb::arg("x"), nb::arg("ids"), nb::arg("mark"),
+           nb::arg("scores") = nb::none());
 
   nb::class_<Door>(m, "ExpertStream")
       .def(nb::init<size_t, bool>(), nb::kw_only(), nb::arg("threads"), nb::arg("direct"))
-      .def("add_pool", &Door::add_pool, nb::arg("arrays"), nb::arg("nbytes"), nb::arg("widen"))
+      .def("add_pool", &Door::add_pool, nb::arg("arrays"), nb::arg("nbytes"), nb::arg("widen"),
+           nb::kw_only(), nb::arg("memories"), nb::arg("by_distance"))
       .def("add_layer", &Door::add_layer, nb::arg("pool"), nb::arg("experts"), nb::arg("fds"), nb::arg("offsets"),
            nb::arg("crcs").none())
       .def("uses", &Door::uses, nb::arg("layer"))
       .def("layer", &Door::layer, nb::arg("layer"), nb::arg("product"))
-      .def("deal", &Door::deal, nb::arg("pool"), nb::arg("slots"), nb::arg("keys"), nb::arg("serial"))
-      .def("dealt", &Door::dealt, nb::arg("pool"))
       .def("set", &Door::set, nb::arg("pool"), nb::arg("slots"), nb::arg("keys"))
+      .def("offer", &Door::offer, nb::arg("pool"), nb::arg("slots"))
       .def("pin", &Door::pin, nb::arg("pool"), nb::arg("slots"))
       .def("unpin", &Door::unpin)
       .def("keys", &Door::keys, nb::arg("pool"))
+      .def("next", &Door::next, nb::arg("pool"), nb::arg("count"))
+      .def("floors", &Door::floors, nb::arg("pool"), nb::arg("floors"))
+      .def("keep", &Door::keep, nb::arg("pool"), nb::arg("keys"))
+      .def("recall", &Door::recall, nb::arg("pool"), nb::arg("layers"), nb::arg("latest").none())
+      .def("prefetch", &Door::prefetch)
+      .def("reserve", &Door::reserve, nb::arg("pool"), nb::arg("slots"))
       .def("drain", &Door::drain)
       .def("forgive", &Door::forgive)
       .def("skip", &Door::skip, nb::arg("on"))
       .def("wait", &Door::wait);
-  m.def("build_info", &build_info);
+  m.def("build_info", &lme::build_facts);
 }

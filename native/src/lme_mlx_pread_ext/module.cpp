@@ -5,12 +5,14 @@
 #include <nanobind/stl/string.h>
 
 #include <cerrno>
+#include <map>
 #include <optional>
 #include <string>
 #include <system_error>
 #include <vector>
 
 #include "batch.h"
+#include "build_facts.h"
 #include "crc32.h"
 #include "interpreter_gate.h"
 #include "lme_expert_io.h"
@@ -108,22 +110,15 @@ uint64_t release_rows(nb::object array, int64_t rows) {
 }
 
 std::map<std::string, std::string> build_info() {
-  return {
-#if defined(__clang__)
-      {"compiler", "clang " __clang_version__},
-#else
-      {"compiler", "gcc " __VERSION__},
-#endif
-      {"version", LME_VERSION},
-      {"abi", std::to_string(LME_EXPERT_IO_ABI_VERSION)},
-      {"mlx", LME_MLX_VERSION},
-      {"crc32", lme::crc32_implementations().front().name},
+  std::map<std::string, std::string> facts = lme::build_facts();
+  facts["abi"] = std::to_string(LME_EXPERT_IO_ABI_VERSION);
+  facts["crc32"] = lme::crc32_implementations().front().name;
 #if defined(__APPLE__)
-      {"direct_io", "F_NOCACHE"},
+  facts["direct_io"] = "F_NOCACHE";
 #else
-      {"direct_io", "O_DIRECT"},
+  facts["direct_io"] = "O_DIRECT";
 #endif
-  };
+  return facts;
 }
 
 }  // namespace

@@ -1,5 +1,4 @@
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -16,14 +15,19 @@ def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth_probe, "MEMORY_BYTES", 1 << 20)
 
 
-def test_a_probe_is_short_leaves_nothing_and_finds_positive_rates(tmp_path: Path) -> None:
-    begin = time.monotonic()
+def test_a_probe_leaves_nothing_and_finds_positive_rates(tmp_path: Path) -> None:
     found = measure_bandwidth(str(tmp_path), 100_000, str(tmp_path / "cache"))
-    assert time.monotonic() - begin < 3
     assert found.disk > 0
     assert found.memory > 0
     assert found.block % (1 << 14) == 0
     assert os.listdir(tmp_path / "cache") == []
+
+
+def test_a_probe_whose_time_is_over_before_it_begins_has_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bandwidth_probe, "PROBE_SECONDS", 0.0)
+    assert measure_bandwidth(str(tmp_path), 1 << 14, str(tmp_path / "cache")).disk > 0
 
 
 def test_the_checkpoints_own_large_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,7 +87,11 @@ def test_late_tokens_count_more_than_early_ones() -> None:
 
 
 def test_decoding_makes_a_forecast_of_every_size(endless) -> None:
-    assert endless.forecast.as_dict() == {"points": None, "reason": "no token has been decoded yet"}
+    assert endless.forecast.as_dict() == {
+        "scope": "decode",
+        "points": None,
+        "reason": "no token has been decoded yet",
+    }
     answer(endless, 100)
     told = endless.forecast.as_dict()
     assert told["reason"] is None
@@ -160,7 +164,7 @@ def test_a_bank_that_is_resized_gets_a_curve_of_its_own(open_engine) -> None:
     engine = open_engine()
     engine.end_tokens = frozenset()
     slot, everything = engine.store.nbytes // 24, engine.store.budget_bytes
-    assert engine.forecast.as_dict() == {"points": None, "reason": bank_forecast.WHOLE}
+    assert engine.forecast.as_dict() == {"scope": "decode", "points": None, "reason": bank_forecast.WHOLE}
     for slots in (12, 9):
         engine.store.resize(slots * slot)
         answer(engine, 20)
@@ -171,7 +175,7 @@ def test_a_bank_that_is_resized_gets_a_curve_of_its_own(open_engine) -> None:
     engine.store.resize(everything)
     answer(engine, 5)
     assert not followed(engine)
-    assert engine.forecast.as_dict() == {"points": None, "reason": bank_forecast.WHOLE}
+    assert engine.forecast.as_dict() == {"scope": "decode", "points": None, "reason": bank_forecast.WHOLE}
 
 
 def test_with_every_expert_in_memory_there_is_none_and_the_host_sees_no_routes(open_engine, stacked) -> None:
@@ -181,7 +185,7 @@ def test_with_every_expert_in_memory_there_is_none_and_the_host_sees_no_routes(o
         answer(engine, 8)
         assert engine.store.host_free
         told = engine.forecast.as_dict()
-        assert told["points"] is None and set(told) == {"points", "reason"}
+        assert told["points"] is None and set(told) == {"scope", "points", "reason"}
     assert "nothing is missed" in whole.forecast.as_dict()["reason"]
     assert "every expert is in memory" in resident.forecast.as_dict()["reason"]
     assert "mlx-lm" in own.forecast.as_dict()["reason"]

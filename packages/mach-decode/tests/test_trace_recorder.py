@@ -1,5 +1,7 @@
 import errno
 import os
+import threading
+import time
 
 import msgspec
 import numpy as np
@@ -11,7 +13,7 @@ from mach_decode.trace_recorder import TraceRecorder
 from mach_decode.trace_run import trace_header
 from mach_store.errors import RoutesUnseenError, TraceWriteError
 from mach_store.routed_pass import RoutedPass
-from mach_store.trace import trace_writer
+from mach_store.trace import trace_queue, trace_writer
 from mach_store.trace.trace_blocks import HEADER, MAGIC, pack_block
 from mach_store.trace.trace_events import AnswerBegan, AnswerEnded, ModelPass
 from mach_store.trace.trace_reader import TraceReader
@@ -51,6 +53,30 @@ class NoRoom:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Stalled(NoRoom):
+    """A file on a disk that takes nothing while it is `stalled`, but for the header."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, 1 << 20)
+        self.goes_on, self.writing = threading.Event(), threading.Event()
+        self._begun = False
+
+    def write(self, data) -> int:
+        if self._begun:
+            self.writing.set()
+            self.goes_on.wait(60)
+        self._begun = True
+        return super().write(data)
+
+
+def eventually(condition) -> None:
+    """Wait until `condition` holds; fail when it does not come about."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.01)
 
 
 def answer(engine, tokens=4, cancelled=lambda: False) -> list[int]:
@@ -138,9 +164,12 @@ def test_a_limit_ends_the_recording_and_no_answer(open_engine, record, tmp_path,
     recorder = record(engine, limit=300, told=told.append)
     assert answer(engine, tokens=40) == expected
     limit = recorder.as_dict()["limit_bytes"]
+    eventually(lambda: told)
     assert told == [f"the trace has its {limit} bytes"]
-    assert engine.store.host_free, "nobody observes any more"
     assert recorder.state == "limit"
+    assert answer(engine, tokens=40) == expected
+    assert not engine.route_observers.observed, "nobody observes any more"
+    assert recorder.answers == 1
     recorder.finish()
     assert answer(engine, tokens=40) == expected
     events, reader = events_of(tmp_path / "run.trace")
@@ -155,15 +184,65 @@ def test_a_full_disk_ends_the_recording_and_no_answer(open_engine, record, tmp_p
     expected = answer(engine, tokens=40)
     recorder = record(engine, room=300, told=told.append)
     assert answer(engine, tokens=40) == expected
+    eventually(lambda: told)
     assert len(told) == 1
     assert "run.trace.partial: the trace cannot be written (No space left on device)" in told[0]
     assert (recorder.state, recorder.reason) == ("error", told[0])
     assert recorder.as_dict()["file"].endswith(".partial")
     recorder.finish()
-    assert engine.store.host_free
+    assert not engine.route_observers.observed
     events, reader = events_of(tmp_path / "run.trace.partial")
     assert len(events) > 3
     assert reader.loss
+
+
+def test_a_disk_that_stalls_keeps_no_token_back(open_engine, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(trace_writer, "BLOCK_BYTES", 200)
+    engine, disks, told = open_engine(), [], []
+    expected = answer(engine, tokens=40)
+
+    def open_new(path: str) -> Stalled:
+        disks.append(Stalled(path))
+        return disks[0]
+
+    header = trace_header(engine.loaded, "a test")
+    writer = TraceWriter(str(tmp_path / "run.trace"), header, open_new=open_new)
+    recorder = TraceRecorder(engine.route_observers, writer, told.append)
+    written = recorder.as_dict()["bytes"]
+    assert answer(engine, tokens=40) == expected
+    assert answer(engine, tokens=40) == expected
+    assert disks[0].writing.wait(60)
+    assert recorder.as_dict()["bytes"] == written, "answers have come, and nothing could be written"
+    assert recorder.state == "recording"
+    disks[0].goes_on.set()
+    recorder.finish()
+    assert told == []
+    assert events_of(tmp_path / "run.trace")[1].ending.passes == 2 * (1 + 40) == recorder.as_dict()["passes"]
+
+
+def test_a_disk_that_stalls_too_long_ends_the_recording_and_no_answer(
+    open_engine, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(trace_writer, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(trace_queue, "MOST_WAITING_BYTES", 600)
+    engine, disks, told = open_engine(), [], []
+    expected = answer(engine, tokens=60)
+    disk = disks.append
+    header = trace_header(engine.loaded, "a test")
+    writer = TraceWriter(
+        str(tmp_path / "run.trace"), header, open_new=lambda path: disk(Stalled(path)) or disks[0]
+    )
+    recorder = TraceRecorder(engine.route_observers, writer, told.append)
+    assert answer(engine, tokens=60) == expected
+    assert answer(engine, tokens=60) == expected
+    assert len(told) == 1
+    assert "run.trace.partial: the disk is too slow for the trace: " in told[0]
+    assert (recorder.state, recorder.reason) == ("error", told[0])
+    assert not engine.route_observers.observed
+    disks[0].goes_on.set()
+    recorder.finish()
+    ending = events_of(tmp_path / "run.trace")[1].ending
+    assert ending.ended == "error" and 0 < ending.passes < 2 * (1 + 60)
 
 
 def test_a_disk_that_is_full_at_the_end_is_told_to_who_ends_it(open_engine, record) -> None:
@@ -199,6 +278,7 @@ def test_layers_out_of_turn_end_the_recording(open_engine, record, tmp_path) -> 
     assert told == ["layer 2 was computed out of turn"]
     assert recorder.state == "error"
     answer(engine)
+    recorder.finish()
     events, reader = events_of(tmp_path / "run.trace")
     assert events == [AnswerBegan(1)]
     assert reader.ending.ended == "error"

@@ -3,7 +3,6 @@ import json
 import logging
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -112,19 +111,34 @@ def test_usage_counts_prompt_and_answer(server, library: Engine) -> None:
 
 
 def test_a_silent_stream_is_kept_alive_with_its_progress(start_server, endless_engine) -> None:
+    queued, prefill = threading.Event(), threading.Event()
+
     class SlowStart(endless_engine):
+        """Goes on when its client has been told how far it is."""
+
         def generate(self, request, cancelled=lambda: False):
-            for prefilled in range(3):
-                time.sleep(0.06)
-                yield StepEvent(prefilled=prefilled)
+            yield StepEvent(prefilled=1)
+            if request.max_tokens > 1:
+                assert prefill.wait(60)
             yield from super().generate(request, cancelled)
 
-    server = start_server(engine=SlowStart, limits=Limits(keep_alive_seconds=0.02))
+    class SlowQueue(SlowStart):
+        def generate(self, request, cancelled=lambda: False):
+            assert request.max_tokens == 1 or queued.wait(60)
+            yield from super().generate(request, cancelled)
+
+    server = start_server(engine=SlowQueue, limits=Limits(keep_alive_seconds=0.02))
     length = server.chat(max_tokens=1).json()["usage"]["prompt_tokens"]
+    lines = []
     with server.client.stream(
         "POST", "/chat/completions", json=server.body(stream=True, max_tokens=2)
     ) as sent:
-        lines = [line for line in sent.iter_lines() if line]
+        for line in filter(None, sent.iter_lines()):
+            lines.append(line)
+            if line == ": queued":
+                queued.set()
+            elif line.startswith(": prefill"):
+                prefill.set()
     comments = [line for line in lines if line.startswith(":")]
     assert lines[0] in (": preparing", ": queued"), "the status line goes out with the first comment"
     assert ": queued" in comments and f": prefill 1/{length} tokens" in comments
@@ -148,13 +162,21 @@ def test_a_long_preparation_is_kept_alive_and_its_refusal_is_an_event(start_serv
 
 
 def test_a_failure_after_a_comment_is_an_event(start_server, failing_engine, logs_a_traceback: None) -> None:
+    commented = threading.Event()
+
     class SlowFailure(failing_engine):
         def generate(self, request, cancelled=lambda: False):
-            time.sleep(0.2)
+            assert commented.wait(60)
             yield from super().generate(request, cancelled)
 
     server = start_server(engine=SlowFailure, limits=Limits(keep_alive_seconds=0.02))
-    (event,) = server.events(top_k=1)
+    body = server.body(stream=True, top_k=1)
+    with server.client.stream("POST", "/chat/completions", json=body) as sent:
+        assert sent.status_code == 200
+        lines = sent.iter_lines()
+        assert next(lines).startswith(":")
+        commented.set()
+        (event,) = (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
     assert event["error"]["type"] == "server_error"
 
 
@@ -322,7 +344,7 @@ def test_a_client_that_leaves_the_queue_is_never_run(start_server, endless_engin
         waiting.close()
         eventually(lambda: server.stats()["requests"]["withdrawn"] == 1)
         assert server.stats()["queue_depth"] == 0
-        assert server.stats()["requests"]["open"] == 1
+        eventually(lambda: server.stats()["requests"]["open"] == 1)
     eventually(lambda: server.stats()["running"] is None)
 
 
@@ -452,7 +474,7 @@ def test_after_the_grace_period_running_requests_are_cancelled(
 def test_an_answer_that_takes_too_long_is_ended_and_the_engine_free(
     start_server, endless_engine, eventually
 ) -> None:
-    server = start_server(engine=endless_engine, limits=Limits(request_seconds=0.3))
+    server = start_server(engine=endless_engine, limits=Limits(request_seconds=1.0))
     answer = server.chat()
     assert (answer.status_code, answer.json()["error"]["code"]) == (504, "request_timeout")
     # OpenAI's and Anthropic's clients would otherwise ask again.

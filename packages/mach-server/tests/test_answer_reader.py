@@ -76,7 +76,9 @@ def test_the_bill_is_that_of_the_engine_s_last_step() -> None:
     reader = AnswerReader(PlainText(), 5)
     reader.feed(StepEvent(text="a", token=1, finish_reason="stop", figures=figures))
     assert reader.outcome is not None
-    bill = ExpertIO(hits=7, misses=3, bytes_read=300, wait_ms=125.0, compute_ms=625.0)
+    bill = ExpertIO(
+        hits=7, misses=3, prefetched=0, prefetch_used=0, bytes_read=300, wait_ms=125.0, compute_ms=625.0
+    )
     assert reader.outcome.expert_io == bill
 
 

@@ -61,7 +61,7 @@ def test_a_dead_generation_thread_is_told_to_its_client_and_to_health_checks(
 
 
 def test_while_it_drains_only_its_operator_gets_answers(start_server, endless_engine, eventually) -> None:
-    server = start_server(engine=endless_engine, limits=Limits(drain_seconds=0.2))
+    server = start_server(engine=endless_engine, limits=Limits(drain_seconds=600))
     with server.stream() as events:
         # Connections that are open already: no new ones are taken after the drain.
         server.begin_stop()
@@ -71,5 +71,6 @@ def test_while_it_drains_only_its_operator_gets_answers(start_server, endless_en
         assert (health.status_code, health.json()) == (503, {"status": "draining"})
         assert int(health.headers["retry-after"]) > 0
         assert b"mach_requests_open 1.0" in server.client.get(f"{server.url}/metrics").content
+        server.end_grace()
         assert list(events)[-1]["error"]["code"] == "shutting_down"
     server.stop()

@@ -6,7 +6,7 @@ import pytest
 from mach_decode.request import GenerationFigures
 from mach_server.expert_io import ExpertIO
 
-KEYS = {"hits", "misses", "bytes_read", "wait_ms", "compute_ms"}
+KEYS = {"hits", "misses", "prefetched", "prefetch_used", "bytes_read", "wait_ms", "compute_ms"}
 MESSAGES = [{"role": "user", "content": "def reverse(s):"}]
 REQUESTS: dict[str, dict[str, Any]] = {
     "/chat/completions": {"messages": MESSAGES, "max_tokens": 8},
@@ -51,6 +51,8 @@ def test_every_endpoint_bills_what_the_bank_counted(narrow, path: str, stream: b
     assert set(bill) == KEYS
     for name in ("hits", "misses", "bytes_read"):
         assert bill[name] == after[name] - before[name] > 0
+    for name in ("prefetched", "prefetch_used"):
+        assert bill[name] == after[name] - before[name]
     waited = 1000 * (after["wait_seconds"] - before["wait_seconds"])
     assert bill["wait_ms"] == pytest.approx(waited, abs=0.001)
     assert bill["wait_ms"] > 0 and bill["compute_ms"] > 0
@@ -72,14 +74,21 @@ def test_with_every_expert_in_memory_nothing_is_read_or_waited_for(server, start
 def test_mlx_lms_own_experts_are_not_counted(start_server, stacked) -> None:
     bill = bill_of(start_server(str(stacked), residency="unswapped"), "/chat/completions", False)
     assert bill.pop("compute_ms") > 0
-    assert bill == {"hits": 0, "misses": 0, "bytes_read": 0, "wait_ms": 0}
+    assert bill == dict.fromkeys(KEYS - {"compute_ms"}, 0)
 
 
 def test_waiting_is_taken_out_of_computing_and_milliseconds_are_rounded() -> None:
     figures = GenerationFigures(
         prompt_tokens=1, completion_tokens=2, first_token_seconds=0.5, decode_seconds=0.25,
         expert_hits=4, expert_misses=2, bytes_read=9, read_seconds=1.0, wait_seconds=0.1234567,
+        prefetched=3, prefetch_used=1,
     )  # fmt: skip
     assert ExpertIO.of(figures) == ExpertIO(
-        hits=4, misses=2, bytes_read=9, wait_ms=123.457, compute_ms=626.543
+        hits=4,
+        misses=2,
+        prefetched=3,
+        prefetch_used=1,
+        bytes_read=9,
+        wait_ms=123.457,
+        compute_ms=626.543,
     )

@@ -31,7 +31,7 @@ def narrow(start_server):
 
 def test_before_the_first_token_it_says_so_and_afterwards_it_is_there(narrow) -> None:
     reason = "no token has been decoded yet"
-    assert curve_of(narrow) == {"points": None, "reason": reason}
+    assert curve_of(narrow) == {"scope": "decode", "points": None, "reason": reason}
     assert narrow.stats()["bank_forecast"] == f"none: {reason}"
     assert set(gauges(narrow)) == {
         f"mach_bank_forecast_{what}" for what in ("bytes", "hit_rate", "tokens_per_second")
@@ -39,7 +39,7 @@ def test_before_the_first_token_it_says_so_and_afterwards_it_is_there(narrow) ->
     assert not any(gauges(narrow).values())
     narrow.chat(max_tokens=40, temperature=0)
     curve = curve_of(narrow)
-    assert curve["reason"] is None
+    assert (curve["scope"], curve["reason"]) == ("decode", None)
     assert [point["relative"] for point in curve["points"]] == [0.5, 1.0, 1.5, 2.0]
     assert all(set(point) == POINT for point in curve["points"])
     assert 0 < curve["points"][0]["hit_rate"] <= curve["points"][3]["hit_rate"] <= 1
@@ -74,6 +74,6 @@ def test_where_every_expert_is_in_memory_there_is_a_reason_instead(
     for why, whole in servers.items():
         whole.chat(max_tokens=4)
         curve = curve_of(whole)
-        assert curve["points"] is None and why in curve["reason"]
+        assert (curve["scope"], curve["points"]) == ("decode", None) and why in curve["reason"]
         assert whole.stats()["bank_forecast"] == f"none: {curve['reason']}"
         assert not any(gauges(whole).values())

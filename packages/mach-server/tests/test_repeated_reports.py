@@ -132,7 +132,7 @@ def test_a_key_is_asked_for_every_time(start_server, short) -> None:
 
 
 def test_a_server_that_is_not_ok_goes_the_long_way(start_server, endless_engine, eventually, short) -> None:
-    server = start_server(engine=endless_engine, limits=Limits(drain_seconds=0.2))
+    server = start_server(engine=endless_engine, limits=Limits(drain_seconds=600))
     with Wire(server) as wire, server.stream():
         assert [wire.ask(head)[0] for head in (MODELS, HEALTH, MODELS, HEALTH)] == [200] * 4
         assert short == [False, False, True, True]
@@ -140,6 +140,7 @@ def test_a_server_that_is_not_ok_goes_the_long_way(start_server, endless_engine,
         eventually(lambda: server.service.draining)
         assert [wire.ask(head)[0] for head in (MODELS, HEALTH)] == [503] * 2
         assert not any(short[4:])
+        server.end_grace()
     server.stop()
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mach.io.arch_registry import REGISTRY, arch_summary
+from mach_server.startup_lines import startup_lines
 
 
 @pytest.fixture(scope="module", params=["streaming", "stacked"])
@@ -84,6 +85,38 @@ def test_cache_stats_answer_while_a_generation_runs(start_server, endless_engine
         assert server.client.get("/cache/stats").json()["stale_generation_in_flight"] is True
         eventually(lambda: server.client.get("/cache/stats").json()["age_seconds"] < 0.5)
         assert server.stats()["running"]["phase"] == "decode"
+
+
+@pytest.mark.parametrize(
+    ("switches", "gb", "dispatch", "prefetch"),
+    [
+        ({}, 0.006, ("in-graph", None), None),
+        ({}, None, ("in-graph", None), "every expert has a slot"),
+        ({"LME_ASYNC_PREFETCH": "0"}, 0.006, ("in-graph", None), "switched off by LME_ASYNC_PREFETCH=0"),
+        (
+            {"LME_IN_GRAPH_DISPATCH": "0"},
+            0.006,
+            ("gather", "switched off by LME_IN_GRAPH_DISPATCH=0"),
+            "no pass finds its experts by itself: see the layers' dispatch",
+        ),
+        (
+            {"LME_USE_GATHER_DISPATCH": "0"},
+            0.006,
+            ("disk", "the reference dispatch asks the host"),
+            "no pass finds its experts by itself: see the layers' dispatch",
+        ),
+    ],
+)
+def test_fast_paths_that_are_off_say_why(start_server, monkeypatch, switches, gb, dispatch, prefetch) -> None:
+    for name, value in switches.items():
+        monkeypatch.setenv(name, value)
+    server = start_server(gb=gb)
+    reports = server.stats(), server.client.get("/capabilities").json()["serving"]
+    for report in reports:
+        assert report["expert_dispatch"] == dict(zip(("name", "reason"), dispatch, strict=True))
+        assert report["async_prefetch"] == {"active": prefetch is None, "reason": prefetch}
+    (line,) = [line for line in startup_lines(server.service.facts) if "async_prefetch" in line]
+    assert f" async_prefetch={int(prefetch is None)} " in line
 
 
 def test_capabilities_are_those_of_this_version(either) -> None:

@@ -55,7 +55,7 @@ def test_every_answer_is_recorded_and_the_trace_gets_its_name_at_the_end(serve, 
     assert [e for e in events if isinstance(e, AnswerEnded)] == [AnswerEnded(True)] * 2
     assert sum(isinstance(e, ModelPass) and not e.prefill for e in events) == 8
     assert reader.header.run.recorded_by == "mach-serve"
-    assert reader.ending.passes == told["passes"]
+    assert reader.ending.passes == server.service.recording.as_dict()["passes"] >= told["passes"]
 
 
 def test_a_server_that_records_nothing_says_so(server) -> None:
@@ -67,12 +67,13 @@ def test_recording_changes_no_answer(server, serve) -> None:
 
 
 def test_the_limit_ends_the_recording_with_a_log_line_and_no_answer(
-    serve, server, tmp_path, caplog, monkeypatch
+    serve, server, tmp_path, caplog, monkeypatch, eventually
 ) -> None:
     monkeypatch.setattr(trace_writer, "BLOCK_BYTES", 500)
     recording = serve(1300)
     with caplog.at_level(logging.WARNING, "mach.server"):
         text = recording.text(max_tokens=150, temperature=0)
+        eventually(lambda: "the recording of routes has ended" in caplog.text)
     assert text == server.text(max_tokens=150, temperature=0)
     assert "the recording of routes has ended: the trace has its 1300 bytes" in caplog.text
     told = report(recording)
@@ -84,11 +85,11 @@ def test_the_limit_ends_the_recording_with_a_log_line_and_no_answer(
 
 
 def test_a_full_disk_ends_the_recording_with_a_log_line_and_no_answer(
-    serve, server, tmp_path, caplog, monkeypatch
+    serve, server, tmp_path, caplog, monkeypatch, eventually
 ) -> None:
     monkeypatch.setattr(trace_writer, "BLOCK_BYTES", 500)
     recording = serve()
-    writer = recording.service.recording._recorder._writer
+    writer = recording.service.recording._recorder._queue.writer
     whole = writer._file
 
     class Full:
@@ -101,6 +102,7 @@ def test_a_full_disk_ends_the_recording_with_a_log_line_and_no_answer(
     writer._file = Full()
     with caplog.at_level(logging.WARNING, "mach.server"):
         text = recording.text(max_tokens=60, temperature=0)
+        eventually(lambda: "the recording of routes has ended" in caplog.text)
     assert text == server.text(max_tokens=60, temperature=0)
     assert "the trace cannot be written (No space left on device)" in caplog.text
     told = report(recording)

@@ -19,6 +19,7 @@ from mach_store.bank_form import StoredForm
 from mach_store.cpu_kernels import CpuKernels
 from mach_store.disk_switch_glu import DiskSwitchGLU
 from mach_store.engine_checkpoint import write_stacked_checkpoint
+from mach_store.eviction import DEFAULT_POLICY
 from mach_store.expert_source import Location
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.model_builder import build_model
@@ -261,6 +262,8 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
         reader: ScatterReader = native_reader,
         scratch_experts: int = 4,
         kernels: CpuKernels | None = None,
+        policy: str = DEFAULT_POLICY,
+        prefetch: bool = True,
     ) -> BankCache:
         source = SidecarSource(str(directory / "expert_sidecar"))
         form = StoredForm(mx.float32, reader, kernels)
@@ -274,6 +277,8 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
                 compute=mx.float32,
                 scratch_experts=scratch_experts,
                 form=form,
+                policy=policy,
+                prefetch=prefetch,
             )
         )
         return made[-1]

@@ -13,7 +13,7 @@ def run(predictor, tokens, follow, *, layers=1):
         layer = step % layers
         predictor.observe(layer, ids)
         given, used = given + len(expected), used + len(set(expected) & set(ids))
-        expected = predictor.predict(layer, ids, (), 4)
+        expected = predictor.guess(layer, ids, (), (), 4)
         ids = follow(ids)
     return given, used
 
@@ -44,11 +44,11 @@ def test_nothing_is_given_before_a_class_has_been_judged() -> None:
     predictor = ExpertPredictor(1, EXPERTS)
     for step in range(LEAST):
         predictor.observe(0, [3])
-        assert predictor.predict(0, [3], (), 4) == [], step
+        assert predictor.guess(0, [3], (), (), 4) == [], step
     # Its chance rises from class to class meanwhile; in the end it stands.
     for _ in range(400):
         predictor.observe(0, [3])
-        last = predictor.predict(0, [3], (), 4)
+        last = predictor.guess(0, [3], (), (), 4)
     assert last == [3]
 
 
@@ -56,10 +56,10 @@ def test_what_is_in_memory_or_beyond_the_room_is_not_given() -> None:
     predictor = ExpertPredictor(LAYERS, EXPERTS)
     run(predictor, 200, lambda ids: [2, 5], layers=LAYERS)
     predictor.observe(0, [2, 5])
-    assert predictor.predict(0, [2, 5], (), 4) == [2, 5]
-    assert predictor.predict(0, [2, 5], (), 1) == [2]
-    assert predictor.predict(0, [2, 5], {2}, 4) == [5]
-    assert predictor.predict(0, [2, 5], {2, 5}, 4) == []
+    assert predictor.guess(0, [2, 5], (), (), 4) == [2, 5]
+    assert predictor.guess(0, [2, 5], (), (), 1) == [2]
+    assert predictor.guess(0, [2, 5], (), {2}, 4) == [5]
+    assert predictor.guess(0, [2, 5], (), {2, 5}, 4) == []
 
 
 def test_a_gate_shuts_when_routes_change_and_opens_again_when_they_return() -> None:
@@ -87,7 +87,7 @@ def test_somebody_elses_ranking_is_judged_place_by_place() -> None:
         predictor.observe(0, ids)
         following = chance.randrange(EXPERTS)
         ranked = [following, *(expert for expert in range(EXPERTS) if expert != following)]
-        given = predictor.propose(0, ranked, (), 8)
+        given = predictor.guess(0, (), ranked, (), 8)
         predictor.observe(0, [following])
     assert given == [following]
 
@@ -96,7 +96,7 @@ def test_a_pass_that_was_given_up_is_not_judged() -> None:
     predictor = ExpertPredictor(1, EXPERTS)
     run(predictor, 100, lambda ids: [2, 5])
     judged = predictor.score(0).judged
-    predictor.predict(0, [2, 5], (), 4)
+    predictor.guess(0, [2, 5], (), (), 4)
     predictor.forget_pass()
     predictor.observe(0, [7, 8])
     assert predictor.score(0).judged == judged

@@ -13,6 +13,7 @@ from mlx_lm.models.switch_layers import SwiGLU
 
 from mach_store.cpu_kernels import open_kernels, stock_kernels
 from mach_store.errors import ExpertReadError, SidecarCorruptionError, StoreError
+from mach_store.eviction import DEFAULT_POLICY, POLICIES
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.scatter_reader import python_twin
 from mach_store.settings import StoreSettings
@@ -52,9 +53,9 @@ def open_pair(checkpoints, open_bank, build):
 def layer_of(open_bank):
     """A function (checkpoint, slots, …) → a bank and the in-graph dispatch of its first layer."""
 
-    def make(directory, slots, layer=0, activation=None, **options):
-        bank = open_bank(directory, slots, **options)
-        return bank, GatherSwitchGLU(bank, layer, activation or SwiGLU(), kernels=KERNELS)
+    def make(directory, slots, *, policy=DEFAULT_POLICY, in_graph=True):
+        bank = open_bank(directory, slots, policy=policy)
+        return bank, GatherSwitchGLU(bank, 0, SwiGLU(), kernels=KERNELS, in_graph=in_graph)
 
     return make
 
@@ -136,6 +137,71 @@ def test_the_expert_used_longest_ago_leaves(checkpoints, layer_of) -> None:
     bank.check()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(data=st.data())
+def test_who_leaves_is_who_would_leave_if_the_policy_were_asked_in_every_layer(
+    checkpoints, layer_of, policy, data
+) -> None:
+    """Whatever else the policy hears; `check` compares the whole order to come, too."""
+    slots = data.draw(st.integers(4, 12))
+    bank, first = layer_of(checkpoints.engine(), slots, policy=policy)
+    asked, other = layer_of(checkpoints.engine(), slots, policy=policy, in_graph=False)
+    activation = first._block.activation
+    streamed = [first, GatherSwitchGLU(bank, 1, activation, kernels=KERNELS)]
+    fenced = [other, GatherSwitchGLU(asked, 1, activation, kernels=KERNELS, in_graph=False)]
+    experts = st.lists(st.integers(0, 7), min_size=2, max_size=2, unique=True)
+    x = mx.ones((1, 64))
+    for _ in range(data.draw(st.integers(5, 40))):
+        event = data.draw(st.sampled_from(["pass"] * 12 + ["fence", "hear", "keep", "resize", "unpin"]))
+        layer = data.draw(st.integers(0, 1))
+        if event in ("pass", "fence"):
+            ids = mx.array([data.draw(experts)])
+            mx.eval(fenced[layer](x, ids))
+            if event == "pass":
+                bank.begin_pass(0)
+                mx.async_eval(streamed[layer](x, ids))
+            else:
+                fence = GatherSwitchGLU(bank, layer, activation, kernels=KERNELS, in_graph=False)
+                mx.eval(fence(x, ids))
+        elif event == "hear":
+            bank.quiesce()
+            counts = data.draw(st.dictionaries(st.integers(0, 7), st.integers(1, 9), min_size=1))
+            for store in (bank, asked):
+                store.layers[layer].pool.heard(layer, counts)
+        elif event == "keep":
+            keys = data.draw(st.sets(st.tuples(st.integers(0, 1), st.integers(0, 7)), max_size=4))
+            for store in (bank, asked):
+                store.quiesce()
+                store.keep_hot(keys)
+        elif event == "resize":
+            budget = data.draw(st.integers(0, bank.declared_bytes))
+            assert bank.resize(budget) == asked.resize(budget)
+        else:
+            for store in (bank, asked):
+                store.release()
+        if data.draw(st.booleans()):
+            bank.check()
+            assert bank.layers[0].pool.table.keys() == asked.layers[0].pool.table.keys()
+    bank.check()
+    assert bank.layers[0].pool.table.keys() == asked.layers[0].pool.table.keys()
+    assert bank.totals().evictions == asked.totals().evictions
+    bank.close()
+    asked.close()
+
+
+def test_a_history_so_long_that_counts_are_scaled_down_is_counted_alike(checkpoints, layer_of) -> None:
+    bank, dispatch = layer_of(checkpoints.engine(), 4)
+    x, chance = mx.ones((1, 64)), np.random.default_rng(3)
+    for number in range(1000):
+        mx.async_eval(dispatch(x, mx.array([chance.choice(8, 2, replace=False).tolist()])))
+        if number % 50 == 0:
+            bank.check()
+    bank.check()
+    # Each use is worth 2^(1/4) times the one before: it was scaled down once.
+    assert max(bank.layers[0].pool.policy.standing(0, 8).worths) < 2.0**110
+
+
 def test_routes_are_seen_without_a_fence(open_pair) -> None:
     bank, model, fenced = open_pair(5)
     other = fenced.model.layers[0].mlp.switch_mlp._store
@@ -197,6 +263,39 @@ def test_a_corrupt_record_fails_the_pass_and_every_one_built_on_it(
         assert (0, 3) not in bank.layers[0].pool.table
         assert mx.array_equal(dispatch(x, good), before)
     bank.check()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_read_that_failed_was_no_use(checkpoints, layer_of, copy_checkpoint, policy) -> None:
+    directory = copy_checkpoint(checkpoints.engine())
+    damage(directory, 0, 3)
+    bank, dispatch = layer_of(directory, 5, policy=policy)
+    x = mx.ones((1, 64))
+    for _ in range(6):
+        mx.eval(dispatch(x, mx.array([[3, 0]])))
+        with pytest.raises(SidecarCorruptionError):
+            bank.quiesce()
+        bank.check()
+    damage(directory, 0, 3)  # whole again
+    for ids in ([3, 1], [1, 2], [1, 2], [4, 0]):
+        mx.eval(dispatch(x, mx.array([ids])))
+        bank.check()
+
+
+def test_slots_whose_reads_failed_at_a_fence_are_taken_by_passes(
+    checkpoints, layer_of, copy_checkpoint
+) -> None:
+    directory = copy_checkpoint(checkpoints.engine())
+    damage(directory, 1, 3)
+    bank, dispatch = layer_of(directory, 4)
+    fenced = GatherSwitchGLU(bank, 1, SwiGLU(), kernels=KERNELS, in_graph=False)
+    x = mx.ones((1, 64))
+    with pytest.raises(SidecarCorruptionError):
+        fenced(x, mx.array([[3, 4]]))
+    for ids in ([0, 1], [2, 3]):
+        mx.eval(dispatch(x, mx.array([ids])))
+    bank.check()
+    assert bank.layers[0].pool.free == 0
 
 
 def test_a_file_that_becomes_short_fails_the_pass(checkpoints, layer_of, copy_checkpoint) -> None:

@@ -28,7 +28,7 @@ class Naive:
         self.now, self.last, self.place = 0, {}, LAYERS - 1
         # For each layer what each use was of: a part of a use for each expert where a prompt was heard.
         self.uses = {layer: [] for layer in range(LAYERS)}
-        self.held, self.kept, self.announced = set(), set(), {}
+        self.held, self.kept = set(), set()
 
     def use(self, key) -> None:
         self.now += 1
@@ -44,7 +44,6 @@ class Naive:
         self.uses[layer] += uses
         if uses:
             self.place = layer
-            self.announced.pop(layer, None)
 
     def decayed(self, key, half_life) -> float:
         uses = self.uses[key[0]]
@@ -63,14 +62,10 @@ class Naive:
         ahead = (key[0] - self.place) % LAYERS or LAYERS
         return -(ahead + LAYERS * (1 / min(1.0, max(chance, 1e-12)) - 1))
 
-    def spared(self, key) -> bool:
-        announced = self.name == "lookahead" and key[1] in self.announced.get(key[0], ())
-        return key in self.kept or announced
-
     def eligible(self, pinned, gone):
         left = self.held - gone
         free = {key for key in left if key not in pinned}
-        easy = {key for key in free if not self.spared(key)}
+        easy = {key for key in free if key not in self.kept}
         above = {key for key in easy if sum(other[0] == key[0] for other in left) > self.floors[key[0]]}
         return above or easy or free
 
@@ -96,9 +91,7 @@ def test_a_random_history_is_answered_as_by_a_naive_model(name, data) -> None:
     floors = data.draw(FLOORS)
     policy, naive = make(name, floors), Naive(name, floors)
     for _ in range(data.draw(st.integers(1, 30))):
-        event = data.draw(
-            st.sampled_from(["use"] * 5 + ["evict", "evict", "hear", "floors", "keep", "announce"])
-        )
+        event = data.draw(st.sampled_from(["use"] * 5 + ["evict", "evict", "hear", "floors", "keep"]))
         pinned = data.draw(st.sets(KEYS, max_size=4))
         if event == "use":
             key = data.draw(KEYS)
@@ -116,13 +109,9 @@ def test_a_random_history_is_answered_as_by_a_naive_model(name, data) -> None:
         elif event == "floors":
             naive.floors = data.draw(FLOORS)
             policy.set_floors(naive.floors)
-        elif event == "keep":
+        else:
             naive.kept = data.draw(st.sets(KEYS, max_size=4))
             policy.kept = frozenset(naive.kept)
-        else:
-            layer, experts = data.draw(st.integers(0, LAYERS - 1)), data.draw(st.sets(st.integers(0, 5)))
-            policy.announce(layer, experts)
-            naive.announced[layer] = experts
         everything = policy.candidates(LAYERS * EXPERTS, pinned)
         naive.check(everything, LAYERS * EXPERTS, pinned)
         count = data.draw(st.integers(0, 4))

@@ -29,20 +29,6 @@ def test_an_unlikely_expert_of_the_next_layer_goes_before_a_likely_one_of_the_la
     assert policy.victim(()) == (0, 1)
 
 
-def test_an_announced_expert_stays_while_another_can_go_until_its_layers_turn_has_come() -> None:
-    policy = policy_of()
-    policy.insert((0, 0))
-    policy.insert((1, 0))
-    policy.touch((0, 0))
-    policy.touch((0, 0))
-    assert policy.victim(()) == (1, 0)
-    policy.announce(1, [0])
-    assert policy.candidates(2, ()) == [(0, 0), (1, 0)]
-    policy.insert((1, 5))
-    policy.touch((0, 0))
-    assert policy.victim(()) == (1, 0)
-
-
 def replay(policy, slots, tokens) -> float:
     """Hit rate of a bank under `policy`; tokens: for each, the experts of each layer."""
     held: set[tuple[int, int]] = set()

@@ -12,6 +12,7 @@ def test_every_variable_is_read() -> None:
     environment = {
         "LME_USE_GATHER_DISPATCH": "0",
         "LME_IN_GRAPH_DISPATCH": "0",
+        "LME_ASYNC_PREFETCH": "0",
         "LME_FALLBACK_POLICY": "diagnostic-python",
         "LME_READ_THREADS": "9",
         "LME_DIRECT_IO": "1",
@@ -23,6 +24,7 @@ def test_every_variable_is_read() -> None:
     assert StoreSettings.from_environment(environment) == StoreSettings(
         use_gather_dispatch=False,
         in_graph_dispatch=False,
+        async_prefetch=False,
         fallback_policy="diagnostic-python",
         read_threads=9,
         direct_io=True,
@@ -40,6 +42,7 @@ def test_every_variable_is_read() -> None:
         ("LME_USE_GATHER_DISPATCH", "yes"),
         ("LME_USE_GATHER_DISPATCH", ""),
         ("LME_IN_GRAPH_DISPATCH", "on"),
+        ("LME_ASYNC_PREFETCH", "auto"),
         ("LME_DIRECT_IO", "true"),
         ("LME_VERIFY_READS", "2"),
         ("LME_FALLBACK_POLICY", "python"),

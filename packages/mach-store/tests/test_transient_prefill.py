@@ -472,7 +472,7 @@ def test_decoding_reclaims_the_arena_and_the_next_prompt_takes_it_again(
         for round_number in (1, 2):
             answers.append(module(x, ids))
             assert bank.stats()["scratch_bytes"] == bank.scratch_bytes > 0
-            arena = [parts["weight"] for parts in bank._scratch[source.schemas[0]].components.values()]
+            arena = [parts["weight"] for parts in bank.scratch(0).components.values()]
             before = resident_bytes(arena) if how == "pages" else 0
             bank.begin_decoding()
             bank.begin_decoding()
@@ -486,6 +486,6 @@ def test_decoding_reclaims_the_arena_and_the_next_prompt_takes_it_again(
             if how == "pages":
                 assert resident_bytes(arena) == 0 < before
             else:
-                assert bank._scratch == {}
+                assert bank.arena._arrays == {}
         bank.close()
     assert all(mx.array_equal(answer, answers[0]) for answer in answers)

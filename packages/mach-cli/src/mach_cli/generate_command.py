@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mach.commands.budget_flags import add_budget_flags
 from mach.commands.process import run_command
 from mach.commands.progress_bar import TOKENS, ProgressBar
+from mach.commands.residency_flags import add_residency_flags, refuse_beside_openai
 from mach_decode.engine import UNSWAPPED, Engine, EngineConfig
 from mach_decode.request import FinishReason, GenerationFigures, GenerationRequest
 from mach_decode.sampling import SamplingParams
@@ -26,12 +27,7 @@ def run(arguments: Sequence[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.backend == "openai":
-        streaming = (options.residency, options.expert_cache_gb, options.prefill_scratch_gb)
-        if any(value is not None for value in streaming):
-            parser.error(
-                "--backend openai runs mlx-lm's own model: leave out --streaming, --no-streaming, "
-                "--expert-cache-gb and --prefill-scratch-gb"
-            )
+        refuse_beside_openai(parser, options)
         options.residency = UNSWAPPED
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no failure
@@ -131,13 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (0)")
     parser.add_argument("--quiet", action="store_true", help="neither progress bars nor figures on stderr")
     parser.add_argument("--stop", action="append", default=[], help="string that ends the text; repeatable")
-    residency = parser.add_mutually_exclusive_group()
-    residency.add_argument(
-        "--streaming", dest="residency", action="store_const", const="streaming", help="experts from disk"
-    )
-    residency.add_argument(
-        "--no-streaming", dest="residency", action="store_const", const="stacked", help="all in memory"
-    )
+    add_residency_flags(parser)
     add_budget_flags(parser.add_argument_group("memory"))
     parser.add_argument(
         "--backend",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mach.commands.progress_bar import TOKENS, ProgressBar
+from mach.commands.residency_flags import add_residency_flags
 from mach.errors import CommandError
 from mach_cli.trace_prompts import read_prompts
 from mach_decode.engine import Engine, EngineConfig
@@ -48,13 +49,7 @@ def add_parser(commands: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
     parser.add_argument("--seed", type=int, default=0, help="of the first answer; each has the next (0)")
-    residency = parser.add_mutually_exclusive_group()
-    residency.add_argument(
-        "--streaming", dest="residency", action="store_const", const="streaming", help="experts from disk"
-    )
-    residency.add_argument(
-        "--no-streaming", dest="residency", action="store_const", const="stacked", help="all in memory"
-    )
+    add_residency_flags(parser)
     parser.add_argument(
         "--expert-cache-gb", type=float, metavar="GB", help="expert bank budget in 10^9 bytes (streaming)"
     )
@@ -78,17 +73,19 @@ def record(options: argparse.Namespace) -> int:
             raise CommandError(f"--limit-mb {options.limit_mb}: must be a positive number of 10⁶ bytes")
         max_bytes = int(options.limit_mb * 1e6)
     prompts = options.prompt or read_prompts(options.prompts)
-    config = EngineConfig(
-        checkpoint=options.checkpoint,
-        expert_residency=options.residency,
-        expert_cache_gb=options.expert_cache_gb,
-    )
-    engine = Engine.load(config)
+    with ProgressBar() as bar:
+        config = EngineConfig(
+            checkpoint=options.checkpoint,
+            expert_residency=options.residency,
+            expert_cache_gb=options.expert_cache_gb,
+            listener=bar.update,
+        )
+        engine = Engine.load(config)
     try:
         requests = [_request(engine, options, text, number) for number, text in enumerate(prompts)]
         recorder = record_routes(engine, options.out, "mach trace record", max_bytes=max_bytes)
         try:
-            _answer(engine, requests, recorder)
+            _answer(engine, requests, recorder, options.max_tokens)
         except BaseException:
             if recorder.answers == 0:
                 recorder.discard()
@@ -110,17 +107,21 @@ def _request(engine: Engine, options: argparse.Namespace, text: str, number: int
     return GenerationRequest(prompt=tokens, max_tokens=options.max_tokens, sampling=sampling)
 
 
-def _answer(engine: Engine, requests: list[GenerationRequest], recorder: TraceRecorder) -> None:
-    shown = sys.stderr.isatty()
-    for number, request in enumerate(requests, 1):
-        if recorder.state != "recording":
-            break
-        if shown:
-            print(f"\rprompt {number} of {len(requests)}", end="", file=sys.stderr, flush=True)
-        for _ in engine.generate(request):
-            pass
-    if shown:
-        print(file=sys.stderr)
+def _answer(engine: Engine, requests: list[GenerationRequest], recorder: TraceRecorder, most: int) -> None:
+    """Args: most: tokens of an answer."""
+    total = sum(len(request.prompt) + most for request in requests)
+    done = short = 0  # tokens, and those that answers had less than they might have
+    with ProgressBar(unit=TOKENS) as bar:
+        for number, request in enumerate(requests, 1):
+            if recorder.state != "recording":
+                break
+            label, answered = f"prompt {number} of {len(requests)}", 0
+            for event in engine.generate(request):
+                answered += event.token is not None
+                bar.update(label, done + event.prefilled + answered, total, short)
+            done += len(request.prompt) + most
+            short += most - answered
+            bar.update(label, done, total, short)
 
 
 def _summary(engine: Engine, recorder: TraceRecorder, *, as_json: bool) -> str:

@@ -74,7 +74,7 @@ def warn_of_loss(result: TraceReplay) -> None:
         print(f"mach trace: {result.path}: {result.loss}", file=sys.stderr)
 
 
-def facts_line(result: TraceReplay) -> str:
+def _facts_line(result: TraceReplay) -> str:
     """What was recorded, in a line."""
     header, run = result.header, result.header.run
     bank = f"{run.policy} in {sum(run.bank_slots)} slots" if run.bank_slots else f"{run.residency} experts"
@@ -89,7 +89,7 @@ def _text(result: TraceReplay) -> str:
     rates = _table(result, lambda bank: f"{bank.tally.total.hit_rate:.4f}")
     read = _table(result, lambda bank: f"{result.decode_bytes_per_token(bank) / 1e6:.3f}")
     return "\n".join([
-        facts_line(result), "", "hit rate", rates, "", "MB read from disk for each decoded token", read,
+        _facts_line(result), "", "hit rate", rates, "", "MB read from disk for each decoded token", read,
     ])  # fmt: skip
 
 

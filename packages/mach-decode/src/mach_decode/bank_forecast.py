@@ -6,6 +6,10 @@ Hit rates come from a `MissRatioCurve`; times and misses are measured while toke
 routes may cost one percent of that time: it is done in bursts, with a pause after each until its cost has
 come down to that. What the miniatures hold stays as it is during a pause, so that a burst's first tokens only
 bring it up to date.
+
+Prompts are left out on purpose. A long one needs most experts of a layer whatever it says, and reads each
+missing one once per chunk, past the bank, while it computes: that follows from the bank's size alone, and no
+policy or hot expert matters. Mixed into one hit rate it would hide what the bank does for each token.
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ BURST_STRETCHES = 2
 
 SETTLE_TOKENS = 16
 """Tokens after a pause that count for nothing: what the miniatures hold is from before it."""
+
+SCOPE = "decode"
+"""What all its figures are about: decoded tokens. Prompts are in none of them."""
 
 WHOLE = "every expert is in memory: nothing is missed, and no other bank would do better"
 """Why a bank that holds everything has no curve."""
@@ -147,11 +154,12 @@ class BankForecast:
     def as_dict(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports as `miss_ratio_curve`."""
         if self._bank is None or self._bank.whole:
-            return {"points": None, "reason": self._reason or WHOLE}
+            return {"scope": SCOPE, "points": None, "reason": self._reason or WHOLE}
         if self._follower is None:
-            return {"points": None, "reason": "no token has been decoded yet"}
+            return {"scope": SCOPE, "points": None, "reason": "no token has been decoded yet"}
         curve, times = self._follower.curve, self._times
         return {
+            "scope": SCOPE,
             "points": [
                 {**asdict(point), "tokens_per_second": times.tokens_per_second(point.hit_rate)}
                 for point in curve.points()

@@ -235,5 +235,7 @@ class Generation:
             bytes_read=counted.bytes_read,
             read_seconds=counted.read_seconds,
             wait_seconds=counted.wait_seconds,
+            prefetched=counted.prefetched,
+            prefetch_used=counted.prefetch_used,
             looked_ahead=self._looked_ahead,
         )

@@ -25,6 +25,7 @@ from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.load_progress import LoadListener, unheard
 from mach_store.model_builder import build_model
 from mach_store.model_kernels import use_kernels
+from mach_store.next_router import foretell_routes
 from mach_store.settings import StoreSettings
 
 
@@ -136,6 +137,7 @@ def load_swapped(
         model, _ = build_model(directory, adapter, inspection.shape.moe_layers, swap, listener)
         kernel_report = use_kernels(model, kernels)
         if isinstance(store, BankCache) and gather:
+            foretell_routes(model, adapter, inspection.shape.moe_layers)
             store.prewarm(listener)
     except BaseException:
         store.close()

@@ -47,7 +47,9 @@ class GenerationFigures:
         first_token_seconds: from the start to the first token: the prompt's processing.
         decode_seconds: from the first token to the last.
         expert_hits: experts found in the bank, over both phases.
-        expert_misses: experts read from disk.
+        expert_misses: experts read from disk because they were needed.
+        prefetched: experts whose read was begun because they would probably be needed, rightly or not.
+        prefetch_used: the misses whose read had been begun so.
         bytes_read: bytes read from disk.
         read_seconds: time spent in reads.
         wait_seconds: the part of the answer's time in which a forward pass stood still for a read.
@@ -64,6 +66,8 @@ class GenerationFigures:
     read_seconds: float
     wait_seconds: float = 0.0
     looked_ahead: int = 0
+    prefetched: int = 0
+    prefetch_used: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:

@@ -47,6 +47,11 @@ class RouteObservers:
         self._store = store
         self._observers: tuple[RouteObserver, ...] = ()
 
+    @property
+    def observed(self) -> bool:
+        """Whether anybody sees them."""
+        return bool(self._observers)
+
     def add(self, observer: RouteObserver) -> None:
         """Let `observer` see every route from now on.
 

@@ -153,6 +153,7 @@ def open_store(
             form=form,
             policy=settings.eviction_policy,
             reclaim="reclaim" in settings.decode_residency,
+            prefetch=settings.async_prefetch,
         )
     except BaseException:
         source.close()

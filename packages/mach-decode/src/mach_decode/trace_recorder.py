@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from mach_decode.engine import Engine
 from mach_decode.route_observer import RouteObservers
 from mach_decode.trace_run import trace_header
-from mach_store.errors import TraceWriteError
 from mach_store.routed_pass import RoutedPass
-from mach_store.trace.trace_events import AnswerBegan, AnswerEnded, Event, Ids, ModelPass
+from mach_store.trace.trace_events import AnswerBegan, AnswerEnded, Ids, ModelPass
+from mach_store.trace.trace_queue import RecordingState, TraceQueue
 from mach_store.trace.trace_writer import TraceWriter
-
-RecordingState = Literal["recording", "finished", "limit", "error"]
 
 
 class TraceRecorder:
-    """A `RouteObserver` that writes a trace. It leaves the engine by itself when it can write no more.
+    """A `RouteObserver` whose trace a thread writes. It leaves the engine when nothing more is taken.
 
     Attributes:
-        state: `recording`; `finished` by `finish`; `limit` and `error` by themselves.
-        reason: why it ended by itself, for people.
         answers: that began.
     """
 
@@ -33,29 +29,39 @@ class TraceRecorder:
         Args:
             observers: the engine's, between two answers.
             writer: of the trace, with nothing in it.
-            told: called with `reason`, once, if the recording ends by itself.
+            told: called with `reason`, once, if the recording ends by itself; perhaps in another thread.
 
         Raises:
             RoutesUnseenError: the experts are the model's own.
         """
-        self.state: RecordingState = "recording"
-        self.reason = ""
-        self._observers, self._writer, self._told = observers, writer, told
+        self._observers, self._queue = observers, TraceQueue(writer, told)
         self._layers = {layer: at for at, layer in enumerate(writer.header.layers)}
         self._prefill, self._pass = True, list[Ids]()
         self.answers = self._passes = 0
-        self._answering = False
+        self._answering, self._observing = False, True
         observers.add(self)
+
+    @property
+    def state(self) -> RecordingState:
+        """`recording`; `finished` by `finish`; `limit` and `error` by itself, at any moment."""
+        return self._queue.state
+
+    @property
+    def reason(self) -> str:
+        """Why it ended by itself, for people."""
+        return self._queue.reason
 
     def answer_began(self, prompt_tokens: int) -> None:
         """See `RouteObserver`."""
+        if self._ended():
+            return
         self._answering = True
         self.answers += 1
-        self._add(AnswerBegan(prompt_tokens))
+        self._queue.add(AnswerBegan(prompt_tokens))
 
     def routed(self, passes: Sequence[RoutedPass], *, prefill: bool) -> None:
         """See `RouteObserver`."""
-        if not self._answering:
+        if self._ended() or not self._answering:
             return  # of an answer whose beginning was not seen
         for layer, ids in passes:
             at = self._layers[layer]
@@ -63,7 +69,8 @@ class TraceRecorder:
             if new_pass:
                 self._end_pass()
             if at != len(self._pass) or (self._pass and len(ids) != len(self._pass[0])):
-                self._end("error", f"layer {layer} was computed out of turn", writable=True)
+                self._queue.give_up(f"layer {layer} was computed out of turn")
+                self._leave()
                 return
             self._prefill = prefill
             self._pass.append(ids)
@@ -72,40 +79,32 @@ class TraceRecorder:
 
     def answer_ended(self, *, finished: bool) -> None:
         """See `RouteObserver`."""
-        if not self._answering:
+        if self._ended() or not self._answering:
             return
         self._end_pass()
         self._answering = False
-        self._add(AnswerEnded(finished))
+        self._queue.add(AnswerEnded(finished))
 
     def finish(self) -> None:
-        """End the recording, between two answers; the trace gets its name. Nothing if it has ended already.
+        """End the recording, between two answers, and wait for the disk; the trace gets its name.
+
+        Nothing to be seen happens if it has ended already.
 
         Raises:
             TraceWriteError: the disk refused; what was written before is under the partial name.
         """
-        if self.state != "recording":
-            return
-        self.state = "finished"
-        self._observers.remove(self)
-        try:
-            self._writer.finish()
-        except TraceWriteError as error:
-            self.state, self.reason = "error", str(error)
-            self._writer.abandon()
-            raise
-        if self._writer.full:
-            self.state, self.reason = "limit", self._full()
+        self._leave()
+        self._queue.finish()
 
     def discard(self) -> None:
         """End the recording and delete it, between two answers: nothing was answered."""
-        assert self.state == "recording" and not self.answers, "a recording with answers is kept"
-        self._observers.remove(self)
-        self._writer.discard()
+        assert not self.answers, "a recording with answers is kept"
+        self._leave()
+        self._queue.discard()
 
     def as_dict(self) -> dict[str, Any]:
-        """What `/v1/cache/stats` reports."""
-        writer = self._writer
+        """What `/v1/cache/stats` reports; from any thread."""
+        writer = self._queue.writer
         return {
             "state": self.state,
             "reason": self.reason or None,
@@ -116,38 +115,21 @@ class TraceRecorder:
             "passes": self._passes,
         }
 
-    def _full(self) -> str:
-        return f"the trace has its {self._writer.max_bytes} bytes"
+    def _ended(self) -> bool:
+        if self.state != "recording":
+            self._leave()
+        return not self._observing
+
+    def _leave(self) -> None:
+        if self._observing:
+            self._observing = False
+            self._observers.remove(self)
 
     def _end_pass(self) -> None:
         if self._pass:
             ids, self._pass = self._pass, []
             self._passes += 1
-            self._add(ModelPass(self._prefill, ids))
-
-    def _add(self, event: Event) -> None:
-        if self.state != "recording":
-            return
-        try:
-            self._writer.add(event)
-            if self._writer.full:
-                self._end("limit", self._full(), writable=True)
-        except TraceWriteError as error:
-            self._end("error", str(error), writable=False)
-
-    def _end(self, state: Literal["limit", "error"], reason: str, *, writable: bool) -> None:
-        self.state, self.reason = state, reason
-        self._observers.remove(self)
-        try:
-            if writable:
-                self._writer.finish(state)
-            else:
-                self._writer.abandon()
-        except TraceWriteError as error:
-            self.state, self.reason = "error", str(error)
-            self._writer.abandon()
-        if self._told is not None:
-            self._told(self.reason)
+            self._queue.add(ModelPass(self._prefill, ids))
 
 
 def record_routes(
@@ -165,7 +147,7 @@ def record_routes(
         path: the trace to make; nothing may be there.
         recorded_by: the command.
         max_bytes: the file never becomes larger; None is no limit.
-        told: called with the reason, once, if the recording ends by itself.
+        told: called with the reason, once, if the recording ends by itself; perhaps in another thread.
 
     Raises:
         RoutesUnseenError: the experts are the model's own.

@@ -31,10 +31,10 @@ def trace_header(loaded: LoadedModel, recorded_by: str) -> TraceHeader:
     if isinstance(store, BankCache):
         schemas, experts = store.source.schemas, store.source.num_experts
         sizes = {layer: store.form.slot_bytes(schema) for layer, schema in schemas.items()}
-        first_layers = {id(bank.pool): bank.pool for _, bank in sorted(store.layers.items())}
-        policy = next(iter(first_layers.values())).policy.name
-        narrow = [pool.narrow for pool in first_layers.values()]
-        bank_slots = [pool.slots for pool in first_layers.values()]
+        pools = {id(bank.pool): bank.pool for _, bank in sorted(store.layers.items())}.values()
+        policy = store.policy
+        narrow = [pool.narrow for pool in pools]
+        bank_slots = [pool.slots for pool in pools]
     elif isinstance(store, ResidentStackedExpertCache):
         schemas, experts = store.schemas, store.num_experts
         sizes = {layer: store.layers[layer].slot_bytes for layer in schemas}

@@ -10,7 +10,7 @@ from mach_decode.sampling import SamplingParams
 from mach_server.answer_request import OutputRule
 from mach_server.limits import Limits
 from mach_server.output_fields import StructuredOutputs, guided_rule, output_rule
-from mach_server.sampling_fields import SamplingFields, sampling_of, stops_of
+from mach_server.sampling_fields import SamplingFields, stops_of
 from mach_server.wire_body import invalid
 
 
@@ -59,15 +59,9 @@ class CompletionFields(SamplingFields, forbid_unknown_fields=True, kw_only=True)
 
     def sampling(self, limits: Limits) -> SamplingParams:
         """How tokens are chosen; raises as `sampling_of`."""
-        return sampling_of(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
+        return self._sampling_with(
+            limits,
             frequency_penalty=self.frequency_penalty,
             presence_penalty=self.presence_penalty,
             logit_bias=self.logit_bias,
-            seed=self.seed,
-            limits=limits,
         )

@@ -20,7 +20,7 @@ _NAME = re.compile(rf"[A-Za-z0-9_.-]{{1,{NAME_LENGTH}}}")
 
 
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A piece of a message's content; what is not text is refused by `texts_of`."""
+    """A piece of a message's content; what is not text is refused by `text_of`."""
 
     type: str
     text: str | None = None

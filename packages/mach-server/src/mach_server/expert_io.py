@@ -16,6 +16,8 @@ class ExpertIO(msgspec.Struct, frozen=True, kw_only=True):
 
     hits: int
     misses: int
+    prefetched: int
+    prefetch_used: int
     bytes_read: int
     wait_ms: float
     compute_ms: float
@@ -26,6 +28,8 @@ class ExpertIO(msgspec.Struct, frozen=True, kw_only=True):
         return cls(
             hits=figures.expert_hits,
             misses=figures.expert_misses,
+            prefetched=figures.prefetched,
+            prefetch_used=figures.prefetch_used,
             bytes_read=figures.bytes_read,
             wait_ms=round(1000 * figures.wait_seconds, 3),
             compute_ms=round(1000 * figures.compute_seconds, 3),

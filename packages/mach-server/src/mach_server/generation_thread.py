@@ -212,21 +212,26 @@ class GenerationThread:
         try:
             for event in engine.generate(job.request, lambda: channel.cancelled or self._closing):
                 last = self._count(job, event, last)
+                if event.figures is not None:
+                    # Before the client hears of it: its next request may be one for these figures.
+                    self.running, job.figures = None, event.figures
+                    self.counts.completed_one(event.figures, queue_seconds=began - job.submitted)
+                    self._take_snapshot(engine)
+                    channel.put(event)
+                    continue
                 self.running = RunningAnswer(
                     prompt_tokens=prompt_tokens, prefilled=event.prefilled, completion_tokens=job.generated
                 )
-                if event.figures is not None:
-                    # Before the client hears of it: its next request may be one for these figures.
-                    job.figures = event.figures
-                    self.counts.completed_one(event.figures, queue_seconds=began - job.submitted)
-                    self._take_snapshot(engine)
-                elif time.monotonic() - self.snapshot.taken > SNAPSHOT_SECONDS:
+                if time.monotonic() - self.snapshot.taken > SNAPSHOT_SECONDS:
                     self._take_snapshot(engine)
                 channel.put(event)
         except GenerationCancelledError:
+            # Whoever sees the count sees that nothing runs.
+            self.running = None
             self.counts.cancelled += 1
             self._take_snapshot(engine)
         except Exception as error:
+            self.running = None
             self.counts.failed += 1
             self._take_snapshot(engine)
             if isinstance(error, MachError):

@@ -25,9 +25,10 @@ CLOSING_SECONDS = 1.0
 """How long the end waits for the last lines to be read."""
 
 REQUESTS = "mach.server.requests"
+"""The logger with one record for each request (`request_log`)."""
+
 MEMORY = "mach.memory"
 """The logger of what is done about memory (`mach_decode.memory_watch`)."""
-"""The logger with one record for each request (`request_log`)."""
 
 
 class TextLines(logging.Formatter):

@@ -27,6 +27,8 @@ BANK_COUNTERS = {
     "hits": "Experts that a forward pass needed and found in memory",
     "misses": "Experts that a forward pass needed and that were read from disk",
     "evictions": "Experts that left the bank for another",
+    "prefetched": "Experts whose read was begun because they would probably be needed",
+    "prefetch_used": "Experts that a forward pass needed and whose read had been begun before",
     "bytes_read": "Bytes of experts read from disk",
     "read_seconds": "Seconds spent in reads of experts",
     "wait_seconds": "Seconds in which a forward pass stood still for a read of experts",

@@ -56,6 +56,8 @@ def stats(service: InferenceService) -> dict[str, Any]:
         "observed_cycles": 0,
         "low_cycles": 0,
         "expert_reader": _reader(facts),
+        "expert_dispatch": _dispatch(facts),
+        "async_prefetch": _prefetch(thread.snapshot.store.get("prefetch_refusal", facts.prefetch_refusal)),
         "requests": {
             "completed": counts.completed,
             "cancelled": counts.cancelled,
@@ -158,7 +160,17 @@ def _serving(facts: ServingFacts) -> dict[str, Any]:
         "speculation": {"supported_presets": ["none"], "additive": True, "exactness_preserving": True},
         "rho_gate": None,
         "expert_reader": _reader(facts),
+        "expert_dispatch": _dispatch(facts),
+        "async_prefetch": _prefetch(facts.prefetch_refusal),
     }
+
+
+def _dispatch(facts: ServingFacts) -> dict[str, Any]:
+    return {"name": facts.dispatch, "reason": facts.dispatch_reason}
+
+
+def _prefetch(refusal: str | None) -> dict[str, Any]:
+    return {"active": refusal is None, "reason": refusal}
 
 
 def _reader(facts: ServingFacts) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -34,6 +34,10 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     def sampling(self, limits: Limits) -> SamplingParams:
         """How tokens are chosen; raises as `sampling_of`."""
+        return self._sampling_with(limits)
+
+    def _sampling_with(self, limits: Limits, **more: Any) -> SamplingParams:
+        """These fields, and `more` that only some bodies have, named as in `sampling_of`."""
         return sampling_of(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -42,6 +46,7 @@ class SamplingFields(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             repetition_penalty=self.repetition_penalty,
             seed=self.seed,
             limits=limits,
+            **more,
         )
 
 

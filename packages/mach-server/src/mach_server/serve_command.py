@@ -104,6 +104,10 @@ async def _serve(server: HttpServer, service: InferenceService, url: str, bar: P
             log.warning("experts are read by the slow diagnostic Python reader (%s)", facts.reader_reason)
         if facts.streaming:
             logging.getLogger(MEMORY).info("experts are read %s: %s", facts.direct.way, facts.direct.reason)
+            if facts.dispatch_reason is not None:
+                log.info("the host is asked in every layer: %s", facts.dispatch_reason)
+            if facts.prefetch_refusal is not None:
+                log.info("no expert is read before it is needed: %s", facts.prefetch_refusal)
         # Until here a signal ends the process at once: nothing is to be drained, and no load can be stopped.
         for number in signals:
             loop.add_signal_handler(number, drain)

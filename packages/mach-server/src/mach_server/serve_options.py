@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mach.commands.budget_flags import add_budget_flags
+from mach.commands.residency_flags import add_residency_flags, refuse_beside_openai
 from mach_decode.engine import UNSWAPPED, EngineConfig
 from mach_server.access import Access
 from mach_server.api_key import VARIABLE, checked_key, key_from_environment
@@ -21,6 +22,7 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 
 _LIMITS = Limits()
+_MOST_SECONDS = 7 * 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +90,7 @@ def parse(arguments: Sequence[str]) -> ServeOptions:
         if value is not None
     ]
     if options.backend == "openai":
-        if options.residency is not None or streams:
-            parser.error(
-                "--backend openai serves mlx-lm's own model: leave out --streaming, --no-streaming, "
-                "--expert-cache-gb and --prefill-scratch-gb"
-            )
+        refuse_beside_openai(parser, options)
         options.residency = UNSWAPPED
     elif options.residency is None:
         parser.error("one of --streaming and --no-streaming is required (or --backend openai)")
@@ -165,21 +163,7 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="checkpoint directory, or an installed name"
     )
     parser.add_argument("--checkpoint", metavar="MODEL", help="the same as the positional MODEL")
-    residency = parser.add_mutually_exclusive_group()
-    residency.add_argument(
-        "--streaming",
-        dest="residency",
-        action="store_const",
-        const="streaming",
-        help="experts are read from disk into a bounded bank",
-    )
-    residency.add_argument(
-        "--no-streaming",
-        dest="residency",
-        action="store_const",
-        const="stacked",
-        help="every expert stays in memory (stacked layout only)",
-    )
+    add_residency_flags(parser)
     parser.add_argument(
         "--target-only", action="store_true", help="no speculative decoding (this version has none anyway)"
     )
@@ -258,13 +242,13 @@ def _add_limit_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--request-timeout",
-        type=_seconds(low=0.001),
+        type=_number("seconds", 0.001, _MOST_SECONDS),
         metavar="SECONDS",
         help="time for an answer, its waiting included; then 504, or an error event (default: no limit)",
     )
     group.add_argument(
         "--grace-seconds",
-        type=_seconds(low=0.0),
+        type=_number("seconds", 0.0, _MOST_SECONDS),
         default=_LIMITS.drain_seconds,
         metavar="SECONDS",
         help="time that open requests have to finish after SIGTERM (default: %(default)g)",
@@ -281,7 +265,7 @@ def _add_trace_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--record-trace-mb",
-        type=_megabytes,
+        type=_number("megabytes", 0.001, 1e6),
         metavar="MB",
         help=f"end the recording when the file has so many 10⁶ bytes (default: {DEFAULT_MEGABYTES})",
     )
@@ -296,27 +280,17 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
-def _seconds(low: float, high: float = 7 * 86400.0) -> Callable[[str], float]:
+def _number(unit: str, low: float, high: float) -> Callable[[str], float]:
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} from {low:g} to {high:.7g}")
         return value
 
     return read
-
-
-def _megabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0.001 <= value <= 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of megabytes from 0.001 to 1000000")
-    return value
 
 
 def _checked(check: Callable[[str], str]) -> Callable[[str], str]:

@@ -46,6 +46,8 @@ class ServingFacts:
         backend: `production`, or `openai` for mlx-lm's own model.
         residency: `streaming`, `stacked`, `bf16_streaming`, or `unswapped` with the `openai` backend.
         dispatch: `in-graph`, `gather` or `disk`; `mlx-lm` with the `openai` backend.
+        dispatch_reason: why experts are not found within the graph; None where they are, and without a bank.
+        prefetch_refusal: why no expert is read before it is needed; None where that is done.
         cpu_kernels: what computes the products, see `mach_store.model_kernels`.
         reader: `native`, `diagnostic-python`, or `none` when nothing is streamed.
         reader_reason: why the reader is not the native one; empty when it is, or when there is none.
@@ -78,6 +80,8 @@ class ServingFacts:
     backend: str
     residency: str
     dispatch: str
+    dispatch_reason: str | None
+    prefetch_refusal: str | None
     cpu_kernels: dict[str, Any]
     reader: str
     reader_reason: str
@@ -141,6 +145,8 @@ def facts_of(engine: Engine, checkpoint: str, *, target_only: bool) -> ServingFa
         backend="openai" if store.residency == UNSWAPPED else "production",
         residency=store.residency,
         dispatch=loaded.dispatch,
+        dispatch_reason=store.dispatch_reason if isinstance(store, BankCache) else None,
+        prefetch_refusal=store.prefetch_refusal if isinstance(store, BankCache) else "nothing is streamed",
         cpu_kernels=loaded.kernels,
         reader="none" if reader is None else "native" if reader.native else "diagnostic-python",
         reader_reason="" if reader is None else reader.reason,

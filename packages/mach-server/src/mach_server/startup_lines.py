@@ -31,7 +31,8 @@ def startup_lines(facts: ServingFacts) -> list[str]:
         f"production optimizations direct_pread={native} direct_io={int(facts.direct.direct)} "
         f"direct_io_asked={facts.direct.asked} direct_io_reason={facts.direct.code} "
         f"read_threads={facts.read_threads} verify_reads={int(facts.verified)} "
-        f"native_prefill_fused=0 async_prefetch=0 resident_metal={int(facts.resident_metal)}",
+        f"native_prefill_fused=0 async_prefetch={int(facts.prefetch_refusal is None)} "
+        f"resident_metal={int(facts.resident_metal)}",
         f"startup direct-pread expected={int(facts.streaming)} sidecar_present={int(facts.sidecar_present)} "
         f"sidecar_valid={int(facts.sidecar_valid)} "
         f"native_extension={'ready' if facts.native_extension else 'missing'} reader={facts.reader} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -11,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mach.io.sidecar_layout import RecordSchema
-from mach_store import page_return
+from mach_store import bank_report, page_return
 from mach_store.bank_budget import BankBudget, RecordGroup
 from mach_store.bank_form import BankForm, StoredForm
 from mach_store.counters import LayerCounters
@@ -27,8 +26,9 @@ from mach_store.layer_bank import LayerExpertBank
 from mach_store.load_progress import LoadListener, unheard
 from mach_store.pool_shape import PoolShape
 from mach_store.read_ahead import ReadAhead, Reading
-from mach_store.routed_pass import RoutedPass
+from mach_store.routed_pass import RoutedPass, RouteLog
 from mach_store.scatter_reader import ScatterReader
+from mach_store.scratch_arena import ScratchArena
 
 PREWARM_BATCH = 64
 """Experts read at once while prewarming."""
@@ -56,7 +56,7 @@ class BankCache:
         form: how experts lie in memory.
         residency: `"streaming"` or the form's own name, for reports.
         policy: the name of what chooses who leaves.
-        reclaimed_bytes: what the arena has given back so far, each time counted.
+        arena: room for experts that are computed with and do not stay.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class BankCache:
         form: BankForm | None = None,
         policy: str = DEFAULT_POLICY,
         reclaim: bool = False,
+        prefetch: bool = True,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -84,6 +85,7 @@ class BankCache:
             form: how experts lie in memory; None is as they are stored.
             policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
             reclaim: whether the arena's memory is given back while decoding (`begin_decoding`).
+            prefetch: whether passes in the graph read ahead what the next layer will probably need.
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -94,18 +96,18 @@ class BankCache:
         self.residency = self.form.residency
         self.cancelled: Callable[[], bool] = _never
         self._held: list[mx.array] = []
-        self._routed: list[RoutedPass] | None = None
+        self._routes = RouteLog()
         self._stream: ExpertStream | None = None
         self._in_graph: set[int] = set()
-        self._scratch: dict[RecordSchema, ExpertArrays] = {}
-        self._reclaim, self._scratch_in_use, self.reclaimed_bytes = reclaim, False, 0
+        self._prefetch = prefetch
         self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
             groups.setdefault(schema, []).append(layer)
         # Where the bank is narrow, whatever a token needs of one layer must fit into the arena.
         least_scratch = top_k if any(map(self.form.narrow, groups)) else 1
-        self.scratch_experts = min(max(scratch_experts, least_scratch), source.num_experts)
+        arena_experts = min(max(scratch_experts, least_scratch), source.num_experts)
+        self.arena = ScratchArena(self.form, arena_experts, reclaim=reclaim)
         self._sizes = BankBudget(
             {
                 schema: RecordGroup(self.form.slot_bytes(schema), len(members))
@@ -136,20 +138,19 @@ class BankCache:
         return sum(pool.slots * pool.slot_bytes for pool in self._pools)
 
     @property
-    def allocated_bytes(self) -> int:
-        """Bytes of the bank as it was allocated: what it can grow to."""
-        return sum(pool.arrays.nbytes for pool in self._pools)
-
-    @property
     def scratch_bytes(self) -> int:
         """Bytes the scratch arena takes, from its first use on; 0 when the bank is whole and needs none."""
-        used = self._pools if not self.whole else [pool for pool in self._pools if pool.narrow]
-        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in used)
+        return self.arena.nbytes(pool.schema for pool in self._pools if pool.narrow or not self.whole)
 
     @property
     def arena_bytes(self) -> int:
         """Bytes the scratch arena takes where the bank is not whole."""
-        return sum(self.form.scratch_bytes(pool.schema, self.scratch_experts) for pool in self._pools)
+        return self.arena.nbytes(pool.schema for pool in self._pools)
+
+    @property
+    def scratch_experts(self) -> int:
+        """Experts of one layer that the scratch arena holds at once."""
+        return self.arena.experts
 
     @property
     def unfilled_bytes(self) -> int:
@@ -181,7 +182,31 @@ class BankCache:
         """Whether a pass of one token never waits for the host, be its experts in memory or not."""
         return self.host_free or len(self._in_graph) == len(self.layers)
 
-    def in_graph(self, layer: int, product: Any) -> Callable[[mx.array, mx.array], mx.array] | str:
+    @property
+    def prefetch_slots(self) -> int:
+        """Slots kept for experts that are read because they will probably be needed; 0 where none are."""
+        return 0 if self._stream is None else self._stream.prefetch_slots
+
+    @property
+    def prefetch_refusal(self) -> str | None:
+        """Why no expert is read ahead; None where that is done."""
+        if self.prefetch_slots:
+            return None
+        if self._stream is None:
+            return "no pass finds its experts by itself: see the layers' dispatch"
+        if self._stream.prefetch_refusal is not None:
+            return self._stream.prefetch_refusal
+        return "every expert has a slot" if self.whole else "the bank has no slots to spare for it"
+
+    @property
+    def dispatch_reason(self) -> str | None:
+        """Why passes do not find their experts by themselves, of the first layer where so; None if all do."""
+        for layer, bank in sorted(self.layers.items()):
+            if layer not in self._in_graph:
+                return bank.dispatch.get("dispatch_reason", "the reference dispatch asks the host")
+        return None
+
+    def in_graph(self, layer: int, product: Any) -> Callable[..., mx.array] | str:
         """`layer`'s dispatch that needs no host (`ExpertStream.layer`), or why there is none.
 
         Args:
@@ -203,8 +228,10 @@ class BankCache:
                 for number, bank in self.layers.items()
                 if bank.pool.arrays.reads_anywhere and not bank.pool.narrow
             }
-            self._stream = ExpertStream(native, banks, self.source, self.reader, self._observed)
-            self._stream.observed = self._routed is not None
+            self._stream = ExpertStream(
+                native, banks, self.source, self.reader, self._routes.add, prefetch=self._prefetch
+            )
+            self._stream.observed = self._routes.kept
         self._in_graph.add(layer)
         return self._stream.layer(layer, product)
 
@@ -261,9 +288,9 @@ class BankCache:
 
         Not those that are dispatched in the graph: they log them.
         """
-        if on == (self._routed is not None):
+        if on == self._routes.kept:
             return
-        self._routed = [] if on else None
+        self._routes.keep(on)
         if self._stream is not None:
             self._stream.observed = on
         for bank in self.layers.values():
@@ -271,22 +298,15 @@ class BankCache:
 
     def routed(self, layer: int, ids: list[int], k: int) -> None:
         """One layer's routes have reached the host. Args: ids: [tokens × k], flat."""
-        if self._routed is not None:
-            self._routed.append(RoutedPass(layer, np.array(ids, np.uint16).reshape(-1, k)))
-
-    def _observed(self, routed: RoutedPass) -> None:
-        if self._routed is not None:
-            self._routed.append(routed)
+        if self._routes.kept:
+            self._routes.add(RoutedPass(layer, np.array(ids, np.uint16).reshape(-1, k)))
 
     def drain_routes(self) -> list[RoutedPass]:
         """The routes since the last call, in the order of their computation; none unless observed.
 
         Those of passes without the host are there after `sync` or `quiesce`.
         """
-        if not self._routed:
-            return []
-        passes, self._routed = self._routed, []
-        return passes
+        return self._routes.drain()
 
     def hold(self, output: mx.array) -> None:
         """Keep the present pins until `output` has been evaluated."""
@@ -317,33 +337,15 @@ class BankCache:
 
     def scratch(self, layer: int) -> ExpertArrays:
         """The arena for `layer`'s kind of expert, made at its first use."""
-        schema = self.source.schemas[layer]
-        if schema not in self._scratch:
-            self._scratch[schema] = self.form.scratch(schema, self.scratch_experts)
-        self._scratch_in_use = True
-        return self._scratch[schema]
+        return self.arena.arrays(self.source.schemas[layer])
 
     def begin_decoding(self) -> None:
-        """The prompt has been processed: with `reclaim` the arena's memory goes back to the system.
-
-        The next long prompt takes it again. An arena in which every pass computes (a narrow bank's) stays.
-        No graph that is not finished refers to it: a prefill's results have been evaluated.
+        """The prompt has been processed, and its results evaluated: see `ScratchArena.end_prompt`.
 
         Raises:
             BankResizeError: the system refused.
         """
-        if not (self._reclaim and self._scratch_in_use):
-            return
-        for schema in [schema for schema in self._scratch if not self.form.narrow(schema)]:
-            arena = self._scratch[schema]
-            self.reclaimed_bytes += arena.nbytes
-            if self.resize_refusal is None:
-                # Faster than new arrays, and it does not wait for an allocator to let go.
-                arena.release_from(0)
-            else:
-                del arena, self._scratch[schema]
-                mx.clear_cache()
-        self._scratch_in_use = False
+        self.arena.end_prompt(pages=self.resize_refusal is None)
 
     def begin_read(
         self,
@@ -412,6 +414,8 @@ class BankCache:
         mx.synchronize()  # a pass queued ahead reads slots that are about to go
         budget_bytes = max(self.least_bytes, min(budget_bytes, self.declared_bytes))
         slots = self._sizes.slots(budget_bytes)
+        if self._stream is not None:
+            self._stream.end_reserves()
         before = [pool.slots for pool in self._pools]
         for bank in self.layers.values():
             bank.forget_slots()
@@ -458,48 +462,15 @@ class BankCache:
         """From now on the experts `keys`, in the bank or not, are given up only when nothing else is left."""
         wanted = frozenset(keys)
         for pool in self._pools:
-            pool.policy.kept = frozenset(key for key in wanted if key[0] in pool.occupancy)
+            pool.keep(frozenset(key for key in wanted if key[0] in pool.occupancy))
 
     def stats(self) -> dict[str, Any]:
         """What `/v1/cache/stats` reports as `streaming_summary`."""
-        return {
-            "residency": self.residency,
-            "policy": self.policy,
-            "hot_experts_pinned": sum(len(pool.policy.kept) for pool in self._pools),
-            "budget_bytes": self.budget_bytes,
-            "declared_budget_bytes": self.declared_bytes,
-            "resizable": self.resize_refusal is None,
-            "resize_refusal": self.resize_refusal,
-            "experts_given_up": self.given_up,
-            "bank_bytes": self.nbytes,
-            "bank_slots": self.slots,
-            "experts_total": sum(bank.num_experts for bank in self.layers.values()),
-            "experts_resident": sum(len(pool.table) for pool in self._pools),
-            "scratch_bytes": sum(
-                arena.nbytes
-                for schema, arena in self._scratch.items()
-                if self._scratch_in_use or self.form.narrow(schema)
-            ),
-            "scratch_reclaimed_bytes": self.reclaimed_bytes,
-            "native_reader": self.reader.native,
-            **self.totals().as_dict(),
-            "layers": {
-                str(layer): {
-                    "resident": bank.pool.occupancy[layer],
-                    **bank.dispatch,
-                    **bank.counters.as_dict(),
-                }
-                for layer, bank in sorted(self.layers.items())
-            },
-        }
+        return bank_report.summary(self, self._pools)
 
     def expert_map(self) -> dict[int, LayerExperts]:
         """Model index → that layer's experts now; a copy, some 2 µs a layer."""
-        blind = self.host_free and not self._in_graph
-        return {
-            layer: LayerExperts(bytes(bank.pool.present[layer]), None if blind else array("Q", bank.uses))
-            for layer, bank in sorted(self.layers.items())
-        }
+        return bank_report.expert_map(self, uses_seen=bool(self._in_graph) or not self.host_free)
 
     def check(self) -> None:
         """Raise AssertionError when the bank's tables contradict each other; for tests."""

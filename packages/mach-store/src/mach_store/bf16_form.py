@@ -18,14 +18,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mach.io.sidecar_layout import PROJECTIONS, Quantization, RecordSchema, build_schema
+from mach.preflight.expert_bytes import STAGED_EXPERTS
 from mach_store.bank_form import kernels_take_schema
 from mach_store.cpu_kernels import CpuKernels
 from mach_store.expert_arrays import ExpertArrays, packing_of, slot_bytes
 from mach_store.row_views import byte_rows, copy_row
 from mach_store.scatter_reader import ScatterReader
-
-STAGED_EXPERTS = 4
-"""Quantised experts read at once, before they are dequantised."""
 
 
 def float_schema(schema: RecordSchema) -> RecordSchema:

@@ -14,11 +14,13 @@ class LayerCounters:
 
     Attributes:
         hits: experts found in the bank.
-        misses: experts read from disk, transient ones included.
+        misses: experts read from disk because they were needed, transient ones included.
         evictions: experts that left the bank for another.
         transient_reads: the misses that went through the scratch arena.
+        prefetched: experts whose read was begun because they were expected to be needed, rightly or not.
+        prefetch_used: the misses whose read had been begun so; most had ended when they were needed.
         bytes_read: bytes read from disk, those read while the store was filled before serving included.
-        read_seconds: wall time spent in reads, likewise.
+        read_seconds: wall time spent in reads, likewise, but for those that nobody waited for.
         wait_seconds: wall time in which a forward pass stood still for a read; at most `read_seconds` where
             experts in memory are computed, or the next ones read, in the meantime.
     """
@@ -27,6 +29,8 @@ class LayerCounters:
     misses: int = 0
     evictions: int = 0
     transient_reads: int = 0
+    prefetched: int = 0
+    prefetch_used: int = 0
     bytes_read: int = 0
     read_seconds: float = 0.0
     wait_seconds: float = 0.0

@@ -68,10 +68,8 @@ class CpuKernels:
         result: mx.array = self._module.attention(*arguments, threads=self.threads, **options)
         return result
 
-    def _make(self, name: str, *arguments: Any, **options: Any) -> Callable[..., mx.array]:
-        made: Callable[..., mx.array] = getattr(self._module, name)(
-            *arguments, threads=self.threads, **options
-        )
+    def _make(self, name: str, *arguments: Any) -> Callable[..., mx.array]:
+        made: Callable[..., mx.array] = getattr(self._module, name)(*arguments, threads=self.threads)
         return made
 
     def as_dict(self) -> dict[str, Any]:

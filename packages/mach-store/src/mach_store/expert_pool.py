@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -18,11 +18,20 @@ class SlotMirror(Protocol):
     def emptied(self, slots: Sequence[int]) -> None:
         """`slots` hold nothing now, and are somebody's who is about to fill them."""
 
+    def freed(self, slots: Sequence[int]) -> None:
+        """`slots`, which were somebody's, may be taken again: they hold nothing."""
+
     def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
         """The experts `keys` are readable in `slots`, which held nothing."""
 
-    def pinned(self, slots: Sequence[int]) -> None:
-        """An unevaluated graph may refer to `slots`."""
+    def pinned(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
+        """The experts `keys` are in use, and an unevaluated graph may refer to their `slots`."""
+
+    def counted(self, layer: int) -> None:
+        """The policy has heard of uses of `layer`."""
+
+    def kept(self, keys: Collection[Key]) -> None:
+        """The experts `keys` alone are given up only when nothing else is left."""
 
 
 class ExpertPool:
@@ -32,7 +41,8 @@ class ExpertPool:
         schema: the experts as stored.
         shape: its sizes now, and what makes its policy.
         arrays: the memory, allocated once; `resize` uses its first slots alone.
-        slots: slots in use, at most those of `arrays`.
+        slots: slots in use, at most those of `arrays`; those of the reserve included.
+        reserved: slots that the mirror keeps for experts read on a guess; `shape` is without them.
         slot_bytes: memory of one of them.
         share: an even part of the slots for each layer.
         narrow: whether it must be widened before it is computed with.
@@ -65,6 +75,7 @@ class ExpertPool:
         self.table: dict[Key, int] = {}
         self.present = {layer: bytearray(experts) for layer, experts in layers.items()}
         self.pinned: set[Key] = set()
+        self.reserved: set[int] = set()
         self.occupancy = dict.fromkeys(layers, 0)
         self.shape = PoolShape(
             layers=dict(layers), slots=slots, slot_bytes=self.slot_bytes, top_k=top_k, policy=policy
@@ -74,7 +85,8 @@ class ExpertPool:
         self._free = list(range(slots - 1, -1, -1))
 
     def _use(self, shape: PoolShape) -> None:
-        self.shape, self.slots, self.share = shape, shape.slots, shape.share
+        self.shape, self.share = shape, shape.share
+        self.slots = shape.slots + len(self.reserved)
         self.whole = shape.slots >= shape.most
 
     @property
@@ -82,15 +94,28 @@ class ExpertPool:
         """Slots that hold nothing."""
         return len(self._free)
 
-    def free_slots(self, most: int) -> list[int]:
-        """Up to `most` slots that hold nothing, in the order in which `take` would give them."""
-        return self._free[: -most - 1 : -1]
+    @property
+    def free_slots(self) -> Sequence[int]:
+        """The slots that hold nothing; `take` gives the last first."""
+        return self._free
 
     def pin(self, keys: Sequence[Key]) -> None:
         """An unevaluated graph may refer to the experts `keys` in their slots."""
         self.pinned.update(keys)
         if self.mirror is not None:
-            self.mirror.pinned([self.table[key] for key in keys])
+            self.mirror.pinned(keys, [self.table[key] for key in keys])
+
+    def heard(self, layer: int, counts: Mapping[int, int]) -> None:
+        """A prompt used `layer`'s experts so often: see `EvictionPolicy`."""
+        self.policy.heard(layer, counts)
+        if self.mirror is not None:
+            self.mirror.counted(layer)
+
+    def keep(self, keys: Collection[Key]) -> None:
+        """From now on `keys`, in the pool or not, are given up only when nothing else is left."""
+        self.policy.kept = keys
+        if self.mirror is not None:
+            self.mirror.kept(keys)
 
     def take(self, count: int) -> tuple[list[int], list[Key]]:
         """`count` slots to read into, and the experts that were evicted for them.
@@ -118,19 +143,41 @@ class ExpertPool:
         self.present[key[0]][key[1]] = 0
         return self.table.pop(key)
 
-    def arrived(self, key: Key | None, slot: int, evicted: Key | None) -> None:
+    def reserve(self, count: int) -> list[int]:
+        """Set `count` slots aside for the mirror, the last free ones; experts leave if too few are free."""
+        assert not self.reserved and not self.pinned, "a reserve is made once, between passes"
+        self._evict(count - len(self._free))
+        slots, self._free = self._free[:count], self._free[count:]
+        self.reserved = set(slots)
+        self._use(replace(self.shape, slots=self.slots - count))
+        self.policy.set_floors(self.shape.floors())
+        return slots
+
+    def end_reserve(self) -> None:
+        """The slots set aside are free again, and hold nothing."""
+        slots = self.slots
+        self._free[:0] = sorted(self.reserved, reverse=True)
+        self.reserved = set()
+        self._use(replace(self.shape, slots=slots))
+        self.policy.set_floors(self.shape.floors())
+
+    def arrived(self, key: Key | None, slot: int, taken: int, evicted: Key | None) -> None:
         """The mirror has done this by itself: `key` is readable in `slot`, for which `evicted` had to leave.
 
         Args:
             key: None if it could not be read: the slot is empty.
-            slot: was free, or held `evicted`.
+            slot: the same as `taken`; or one of the reserve, to which `taken` belongs in place of it.
+            taken: was free, or held `evicted`.
             evicted: None if the slot was free.
         """
         if evicted is None:
-            self._free.remove(slot)
+            self._free.remove(taken)
         else:
             left = self._leave(evicted)
-            assert left == slot, "an expert leaves the slot that it was in"
+            assert left == taken, "an expert leaves the slot that it was in"
+        if slot != taken:
+            self.reserved.remove(slot)
+            self.reserved.add(taken)
         if key is None:
             self._free.append(slot)
         else:
@@ -148,7 +195,7 @@ class ExpertPool:
         Raises:
             BankResizeError: the system would not take all the memory; the slots are out of use all the same.
         """
-        assert not self.pinned, "a pool is resized between passes"
+        assert not self.pinned and not self.reserved, "a pool is resized between passes, without a reserve"
         assert self.shape.least <= slots <= self.arrays.slots, "one token's experts, and no more"
         before = self.slots
         self._use(replace(self.shape, slots=slots))
@@ -184,11 +231,14 @@ class ExpertPool:
     def give_back(self, slots: list[int]) -> None:
         """`slots` were taken, but the read failed: they hold nothing."""
         self._free.extend(slots)
+        if self.mirror is not None:
+            self.mirror.freed(slots)
 
     def check(self) -> None:
         """Raise AssertionError when the tables contradict each other."""
         used = list(self.table.values())
-        assert sorted(used + self._free) == list(range(self.slots)), "every slot is free or used, once"
+        known = sorted([*used, *self._free, *self.reserved])
+        assert known == list(range(self.slots)), "every slot is free, used or reserved, once"
         assert self.slots <= self.arrays.slots, "slots in use are allocated"
         for layer, count in self.occupancy.items():
             assert count == sum(key[0] == layer for key in self.table), f"occupancy of layer {layer}"

@@ -127,28 +127,23 @@ class ExpertPredictor:
         found = [(expert, vote) for expert, vote in enumerate(votes) if vote and expert not in present]
         return sorted(found, key=lambda pair: -pair[1])
 
-    def predict(self, layer: int, ids: Sequence[int], present: Collection[int], most: int) -> list[int]:
-        """Experts of the layer after `layer` that are worth a read, the likeliest first, at most `most`.
+    def guess(
+        self,
+        layer: int,
+        ids: Sequence[int],
+        ranked: Sequence[int],
+        present: Collection[int],
+        most: int,
+    ) -> list[int]:
+        """Experts of the layer after `layer` that are worth a read, at most `most`.
 
         Args:
             layer: as given to `observe`, as are `ids`.
-            ids: its routes.
+            ids: its routes, for guesses by what followed them; empty for none.
+            ranked: guesses, the likeliest first by somebody else's reckoning, given first; empty for none.
             present: experts of the layer after that are in memory.
             most: experts that can be read.
         """
-        self._candidates = []
-        following = self._after(layer)
-        distinct = list(dict.fromkeys(ids))
-        if self._resting(following) or not 0 < len(distinct) <= MOST_IDS:
-            return []
-        self._candidates = [
-            (expert, (votes // len(distinct)) * CHANCE_CLASSES >> 16, False)
-            for expert, votes in self.ranked(layer, distinct, present)[:CANDIDATES]
-        ]
-        return self._give(following, most)
-
-    def propose(self, layer: int, ranked: Sequence[int], present: Collection[int], most: int) -> list[int]:
-        """The same choice among `ranked`, the likeliest first by somebody else's reckoning."""
         self._candidates = []
         following = self._after(layer)
         if self._resting(following):
@@ -158,18 +153,32 @@ class ExpertPredictor:
             for rank, expert in enumerate(islice(ranked, CANDIDATES))
             if expert not in present
         ]
+        distinct = list(dict.fromkeys(ids))
+        if 0 < len(distinct) <= MOST_IDS:
+            self._candidates += [
+                (expert, (votes // len(distinct)) * CHANCE_CLASSES >> 16, False)
+                for expert, votes in self.ranked(layer, distinct, present)[:CANDIDATES]
+            ]
         return self._give(following, most)
 
     def _give(self, layer: int, most: int) -> list[int]:
         at = self._layers[layer]
-        worth = [c for c in self._candidates if at.tallies[c[1]].open]
-        given = [expert for expert, _, _ in worth[:most]]
-        self._candidates = [(expert, number, expert in given) for expert, number, _ in self._candidates]
+        given: dict[int, int] = {}  # expert → place of the candidate
+        worth = False
+        for place, (expert, number, _) in enumerate(self._candidates):
+            if at.tallies[number].open:
+                worth = True
+                if len(given) < most:
+                    given.setdefault(expert, place)
+        self._candidates = [
+            (expert, number, given.get(expert) == place)
+            for place, (expert, number, _) in enumerate(self._candidates)
+        ]
         if worth:
             at.barren = 0
         elif at.barren < PATIENCE:
             at.barren += 1
-        return given
+        return list(given)
 
     def forget_pass(self) -> None:
         """An unfinished pass was given up: what comes next follows nothing."""

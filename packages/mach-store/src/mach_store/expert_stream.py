@@ -1,13 +1,14 @@
 """Owns the in-graph dispatch: native passes beside the bank's tables, and the way of news between the two.
 
 A native pass (`lme_expert_stream`) looks experts up and reads missing ones by itself, in MLX's thread.
-Which experts leave is the policy's choice all the same: `sync` tells it what passes did, in their order,
-and deals the native side a new hand of slots that may be taken. Knows no arithmetic and no policy.
+Which experts leave is the policy's choice all the same: the native side knows its rule, and counts the uses
+in its passes just as the policy does when `sync` tells it of them, in their order. Uses elsewhere make the
+policy's counts others than the native ones; those are then told. Knows no arithmetic and no policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -26,8 +27,8 @@ from mach_store.scatter_reader import ScatterReader
 NATIVE_MODULE = "lme_expert_stream"
 NOTHING = -1
 """The key of a slot that holds nothing."""
-HAND_TOKENS = 4
-"""A hand is enough for so many tokens without a hit; it is dealt again when it is down to half."""
+RESERVE_PART = 16
+"""At most one slot in so many of a pool is kept for experts read on a guess."""
 
 
 class ExpertStream:
@@ -35,6 +36,7 @@ class ExpertStream:
 
     Attributes:
         observed: whether somebody is told of routes.
+        prefetch_refusal: why no expert is read on a guess; None where that is done.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class ExpertStream:
         source: ExpertSource,
         reader: ScatterReader,
         routed: Callable[[RoutedPass], None],
+        *,
+        prefetch: bool,
     ) -> None:
         """Make the bank's pools and layers known to the native side.
 
@@ -53,6 +57,7 @@ class ExpertStream:
             source: where the experts' bytes lie.
             reader: how they are read.
             routed: is told of every layer's routes while they are observed.
+            prefetch: read experts that the next layer will probably need, when nothing else is to be read.
         """
         self._native = native.ExpertStream(threads=reader.threads, direct=reader.direct)
         self._source, self._reader, self._routed = source, reader, routed
@@ -76,24 +81,35 @@ class ExpertStream:
             uses = self._native.uses(number)
             uses[:] = memoryview(bank.uses)
             bank.uses = uses
-        for pool in self._pools.values():
-            pool.publish()
+        self.prefetch_refusal: str | None = None if prefetch else "switched off by LME_ASYNC_PREFETCH=0"
+        if prefetch:
+            try:
+                self._native.prefetch()
+            except ValueError as error:
+                self.prefetch_refusal = str(error)
+        self._publish()
         self._waiting: list[Any] = []
         self._mark = 0
         self.observed = False
 
-    def layer(self, layer: int, product: Any) -> Callable[[mx.array, mx.array], mx.array]:
-        """(x, ids) → the routed experts' outputs, lazily, as `ExpertBlock` with `product` gives them.
+    def layer(self, layer: int, product: Any) -> Callable[..., mx.array]:
+        """(x, ids, scores) → the routed experts' outputs, lazily, as `ExpertBlock` with `product` gives them.
 
-        A call is part of the forward pass that `begin` announced.
+        A call is part of the forward pass that `begin` announced. Scores, [..., experts] float32, foretell
+        what the next layer will choose; None where nobody can.
 
         Args:
             layer: model layer index.
             product: `lme_cpu_kernels.ExpertProduct` over the pool's arrays.
         """
         number = next(n for n, bank in enumerate(self._banks) if bank.layer == layer)
-        streamed: Callable[[mx.array, mx.array, int], mx.array] = self._native.layer(number, product)
-        return lambda x, ids: streamed(x, ids, self._mark)
+        streamed: Callable[..., mx.array] = self._native.layer(number, product)
+        return lambda x, ids, scores=None: streamed(x, ids, self._mark, scores)
+
+    @property
+    def prefetch_slots(self) -> int:
+        """Slots that are kept for experts read on a guess."""
+        return sum(len(pool.pool.reserved) for pool in self._pools.values())
 
     @property
     def first_layer(self) -> int:
@@ -109,14 +125,13 @@ class ExpertStream:
         self.sync()
 
     def sync(self) -> None:
-        """Tell the tables of the forward passes before the one built last, and deal new hands.
+        """Tell the tables of the forward passes before the one built last.
 
         It waits for nothing. Whoever has built a pass ahead sees the counts of those before it.
 
         Raises: as `quiesce`.
         """
-        serial, passes, failure = self._native.drain()
-        self._take_in(serial, passes, failure, below=self._mark)
+        self._take_in(*self._native.drain(), below=self._mark)
 
     def quiesce(self) -> None:
         """Wait until no pass is queued, and tell the tables of everything: they may be changed then.
@@ -135,16 +150,22 @@ class ExpertStream:
             self._native.wait()
         finally:
             self._native.skip(False)
-        serial, passes, failure = self._native.drain()
-        if failure is not None:
-            self._native.forgive()
-        self._take_in(serial, passes, None)
+        self._take_in(*self._native.drain(), told=False)
+
+    def end_reserves(self) -> None:
+        """No slot is kept for guesses, until `republish`; nothing is queued."""
+        for pool in self._pools.values():
+            pool.end_reserve()
 
     def republish(self) -> None:
-        """The tables were changed otherwise than by taking and filling slots; nothing is queued."""
+        """The tables were changed otherwise than by taking and filling slots; nothing is queued or pinned."""
+        self._publish()
+
+    def _publish(self) -> None:
         for pool in self._pools.values():
+            if self.prefetch_refusal is None:
+                pool.reserve()
             pool.publish()
-        self.quiesce()  # a graph that was built before finds a hand
 
     def unpin(self) -> None:
         """No slot is pinned any more."""
@@ -156,39 +177,49 @@ class ExpertStream:
             pool.check()
 
     def _take_in(
-        self, serial: int, passes: list[Any], failure: Mapping[str, Any] | None, below: int | None = None
+        self,
+        passes: list[Any],
+        failure: Mapping[str, Any] | None,
+        *,
+        below: int | None = None,
+        told: bool = True,
     ) -> None:
+        """Take in what passes did: those with marks `below`, or all. Is a failure to be `told`?"""
         passes = self._waiting + passes
         end = len(passes)
         if below is not None and failure is None:
             while end and passes[end - 1][1] >= below:
                 end -= 1
         self._waiting = passes[end:]
-        if self._waiting:
-            serial = self._waiting[0][2] - 1
         for record in passes[:end]:
             self._replay(record)
-        for pool in self._pools.values():
-            pool.deal(serial)
         if failure is not None:
             self._native.wait()
             self._native.forgive()
+            # To the native side reads that failed were uses.
+            for pool in self._pools.values():
+                pool.recount()
+        for pool in self._pools.values():
+            pool.tell()
+        if failure is not None and told:
             raise self._error(failure)
 
     def _replay(self, record: Any) -> None:
-        number, _, _, hits, arrivals, k, routes, read, read_seconds, wait_seconds = record
+        number, _, hits, arrivals, k, routes, read, read_seconds, wait_seconds, prefetched, used = record
         bank, pool, counters = self._banks[number], self._pool_of[number], self._banks[number].counters
         keys, touch = pool.keys_of[bank.layer], bank.pool.policy.touch
         for expert in hits:
             touch(keys[expert])
         counters.hits += len(hits)
-        for expert, slot, evicted, failed in arrivals:
+        for expert, slot, taken, evicted, failed in arrivals:
             gone = None if evicted == NOTHING else pool.keys[evicted]
-            bank.pool.arrived(None if failed else keys[expert], slot, gone)
+            bank.pool.arrived(None if failed else keys[expert], slot, taken, gone)
             counters.misses += not failed
             counters.evictions += gone is not None
+        counters.bytes_read += read
+        counters.prefetched += prefetched
+        counters.prefetch_used += used
         if arrivals:
-            counters.bytes_read += read
             counters.read_seconds += read_seconds
             counters.wait_seconds += wait_seconds
         if self.observed:
@@ -215,15 +246,18 @@ class ExpertStream:
 
 
 class _StreamedPool:
-    """One pool's side of it; keeps the native table equal to the Python one."""
+    """One pool's side of it; keeps the native table and order equal to the Python ones."""
 
     def __init__(self, native: Any, pool: ExpertPool) -> None:
-        self._native, self._pool = native, pool
-        self.number: int = native.add_pool(*pool.arrays.segments)
+        self._native, self.pool = native, pool
+        rule = pool.policy.rule
+        self.number: int = native.add_pool(
+            *pool.arrays.segments, memories=rule.memories, by_distance=rule.by_distance
+        )
         self.keys: list[Key] = []
         self.keys_of: dict[int, list[Key]] = {}
         self._code_of: dict[Key, int] = {}
-        self._stale = True  # a hand that was dealt before the slots changed
+        self._recounted: set[int] = set()  # layers whose counts the native side does not know
         pool.mirror = self
 
     def add_layer(self, bank: LayerExpertBank, first: int) -> None:
@@ -235,42 +269,82 @@ class _StreamedPool:
 
     def emptied(self, slots: Sequence[int]) -> None:
         """See `SlotMirror`."""
-        self._stale = True
         self._native.set(self.number, slots, [NOTHING] * len(slots))
+
+    def freed(self, slots: Sequence[int]) -> None:
+        """See `SlotMirror`."""
+        self._native.offer(self.number, slots)
 
     def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
         """See `SlotMirror`."""
         self._native.set(self.number, slots, [self._code_of[key] for key in keys])
+        self._recounted.update(layer for layer, _ in keys)
 
-    def pinned(self, slots: Sequence[int]) -> None:
+    def pinned(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
         """See `SlotMirror`."""
         self._native.pin(self.number, slots)
+        self._recounted.update(layer for layer, _ in keys)
+
+    def counted(self, layer: int) -> None:
+        """See `SlotMirror`."""
+        self._recounted.add(layer)
+
+    def kept(self, keys: Collection[Key]) -> None:
+        """See `SlotMirror`."""
+        self._native.keep(self.number, [self._code_of[key] for key in keys])
+
+    def reserve(self) -> None:
+        """Keep slots for guesses, if there are some to spare; the reserve before has ended.
+
+        Half of what a token uses of one layer: guesses are for one layer at a time, and some of its experts
+        are in the bank. With twice as many, mach-pico's guesses foretold half of the misses instead of 0.44,
+        but every slot less costs hits.
+        """
+        shape = self.pool.shape
+        spare = 0 if self.pool.whole else (shape.slots - shape.least) // 4
+        slots = self.pool.reserve(min(max(2, shape.top_k // 2), shape.slots // RESERVE_PART, spare))
+        self._native.reserve(self.number, slots)
+
+    def end_reserve(self) -> None:
+        self._native.reserve(self.number, [])
+        self.pool.end_reserve()
 
     def publish(self) -> None:
-        table = self._pool.table
-        self._native.deal(self.number, [], [], 0)
-        self.emptied(range(self._pool.arrays.slots))
+        """Tell the native side of everything."""
+        pool, table = self.pool, self.pool.table
+        floors = pool.shape.floors()
+        self._native.floors(self.number, [floors[layer] for layer in self.keys_of])
+        self.emptied(range(pool.arrays.slots))
         self.filled(list(table), list(table.values()))
+        self.freed(pool.free_slots)
+        self.kept(pool.policy.kept)
+        self.recount()
+        self.tell()
 
-    def deal(self, serial: int) -> None:
-        pool = self._pool
-        token = pool.shape.least
-        if not self._stale and self._native.dealt(self.number) >= HAND_TOKENS * token // 2:
+    def recount(self) -> None:
+        """The native counts are not to be relied on."""
+        self._recounted.update(self.keys_of)
+
+    def tell(self) -> None:
+        """Tell the native side of counts that it does not know."""
+        if not self._recounted:
             return
-        self._stale = False
-        slots = pool.free_slots(HAND_TOKENS * token)
-        keys = [NOTHING] * len(slots)
-        if len(slots) < HAND_TOKENS * token and not (pool.whole and not slots):
-            for key in pool.policy.candidates(HAND_TOKENS * token - len(slots), pool.pinned):
-                slots.append(pool.table[key])
-                keys.append(self._code_of[key])
-        self._native.deal(self.number, slots, keys, serial)
+        policy, places = self.pool.policy, {layer: place for place, layer in enumerate(self.keys_of)}
+        layers = [
+            (places[layer], *policy.standing(layer, len(self.keys_of[layer]))) for layer in self._recounted
+        ]
+        latest = None if policy.latest is None else places[policy.latest]
+        self._native.recall(self.number, layers, latest)
+        self._recounted.clear()
 
     def check(self) -> None:
         held = {
             slot: self.keys[code] for slot, code in enumerate(self._native.keys(self.number)) if code >= 0
         }
-        assert held == {slot: key for key, slot in self._pool.table.items()}, "native and Python tables agree"
+        pool = self.pool
+        assert held == {slot: key for key, slot in pool.table.items()}, "native and Python tables agree"
+        order = [self.keys[code] for code in self._native.next(self.number, len(held))]
+        assert order == pool.policy.candidates(len(held), pool.pinned), "and on who leaves next"
 
 
 def open_module() -> Any:

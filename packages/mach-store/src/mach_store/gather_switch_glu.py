@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -108,6 +109,16 @@ class GatherSwitchGLU(nn.Module):
         """Whether passes find and read their experts by themselves."""
         return self._dispatch is not None and self._dispatch.in_graph
 
+    def foretell(self, scores_of: Callable[[mx.array], mx.array] | None) -> None:
+        """What passes guess the next layer's experts by; None is by what has followed this layer's.
+
+        Args:
+            scores_of: x [..., hidden], as given to this layer → [..., experts] float32, highest for the
+                likeliest choice.
+        """
+        if self._dispatch is not None:
+            self._dispatch.scores_of = scores_of
+
 
 class _StreamedDispatch:
     """The dispatch while some experts are on disk.
@@ -126,6 +137,7 @@ class _StreamedDispatch:
     ) -> None:
         self._cache, self._bank, self._block = cache, bank, block
         self._transient_min_tokens = transient_min_tokens
+        self.scores_of: Callable[[mx.array], mx.array] | None = None
         product = block.native_product(bank.components, bank.packing)
         self._streamed = None
         if not in_graph:
@@ -153,7 +165,9 @@ class _StreamedDispatch:
     def __call__(self, x: mx.array, indices: mx.array) -> mx.array:
         if self._streamed is not None and self._fits(indices):
             self._cache.begin_pass(self._bank.layer)
-            return self._streamed(x, indices)
+            if self.scores_of is None or not self._cache.prefetch_slots:
+                return self._streamed(x, indices)
+            return self._streamed(x, indices, self.scores_of(x))
         return self._fenced(x, indices)
 
     def _fits(self, indices: mx.array) -> bool:

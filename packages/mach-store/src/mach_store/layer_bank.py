@@ -26,10 +26,10 @@ class LayerExpertBank:
         packing: how each projection's weights are packed.
         for_kernels: whether the arrays suit native kernels alone.
         counters: what happened so far.
-        uses: for each expert, the passes that needed it and in which the host saw the routes.
+        uses: for each expert, the passes that needed it and in which somebody saw the routes: the host, or
+            the dispatch in the graph.
         dispatch: for reports: which dispatch the layer has, and why not the one in the graph; empty before
-        one is
-            made.
+            one is made.
         observed: whether somebody wants to see every route (`BankCache.observe_routes`).
     """
 
@@ -50,11 +50,10 @@ class LayerExpertBank:
 
     @property
     def device_slots(self) -> mx.array | None:
-        """Expert → slot as an array [num_experts], once every expert is here to stay; else None.
+        """Expert → slot as an array [num_experts], with which a graph finds its slots without the host.
 
-        Nor where the bank is narrow: the host then widens what a pass needs. Nor while routes are observed.
-
-        With it a graph finds its slots by itself, and the host is not asked.
+        None unless every expert is here to stay, and none where the bank is narrow (the host then widens what
+        a pass needs) or while routes are observed.
         """
         if self.observed:
             return None

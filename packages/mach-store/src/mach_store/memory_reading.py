@@ -14,8 +14,6 @@ from mach.preflight.machine import cgroup_directories, integer_file, named_integ
 
 NORMAL, WARNING, CRITICAL = 1, 2, 4
 """macOS's levels of memory pressure."""
-
-
 MAC_LEVEL = "kern.memorystatus_vm_pressure_level"
 
 
@@ -44,10 +42,8 @@ def read_memory(root: str = "/", platform: str = sys.platform) -> MemoryReading:
         platform: as `sys.platform`.
     """
     if platform == "darwin":
-        level = sysctl("kern.memorystatus_vm_pressure_level")
-        return MemoryReading(
-            None, "kern.memorystatus_vm_pressure_level", level=NORMAL if level is None else level
-        )
+        level = sysctl(MAC_LEVEL)
+        return MemoryReading(None, MAC_LEVEL, level=NORMAL if level is None else level)
     if platform != "linux":
         return MemoryReading(None, f"unknown on {platform}")
     available = named_integers(os.path.join(root, "proc/meminfo")).get("MemAvailable:")

@@ -17,8 +17,7 @@ LRU.
 
 What is not modelled: prompts. Their chunks go past a bank that is full (`transient_prefill`) and only renew
 the standing of what is in it; on mach-pico that moved no rate by more than 0.002 (LRU). Nor are failed
-reads, experts read ahead, experts that are kept against the policy, and victims that the in-graph dispatch
-was dealt a pass before.
+reads, experts read ahead, and experts that are kept against the policy.
 """
 
 from __future__ import annotations

@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mach.preflight.memory_plan import SCRATCH_EXPERTS
+from mach.preflight.memory_plan import SCRATCH_EXPERTS, TRANSIENT_MIN_TOKENS
 from mach_store.errors import SettingError
 from mach_store.eviction import DEFAULT_POLICY, POLICIES
 
 FALLBACK_POLICIES = ("fail-fast", "diagnostic-python")
 DECODE_RESIDENCY_WORDS = ("pin", "reclaim")
-"""What `LME_DECODE_RESIDENCY` may ask for; a word stands here once something obeys it."""
+"""What `LME_DECODE_RESIDENCY` may ask for, see `StoreSettings.decode_residency`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,9 @@ class StoreSettings:
     Attributes:
         use_gather_dispatch: `LME_USE_GATHER_DISPATCH`; False selects the slot-by-slot reference.
         in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where
-        native
-            kernels compute; False stops for the host in every layer.
+            native kernels compute; False stops for the host in every layer.
+        async_prefetch: `LME_ASYNC_PREFETCH`; passes in the graph read experts that the next layer will
+            probably need, while the disk is idle.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
@@ -46,12 +47,13 @@ class StoreSettings:
 
     use_gather_dispatch: bool = True
     in_graph_dispatch: bool = True
+    async_prefetch: bool = True
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
     direct_io: bool | None = None
     memory_pressure: bool = True
     verify_reads: bool = True
-    transient_min_tokens: int = 32
+    transient_min_tokens: int = TRANSIENT_MIN_TOKENS
     scratch_experts: int = SCRATCH_EXPERTS
     scratch_told: bool = False
     cpu_kernels: bool = True
@@ -71,6 +73,7 @@ class StoreSettings:
         return cls(
             use_gather_dispatch=_flag(environment, "LME_USE_GATHER_DISPATCH", default.use_gather_dispatch),
             in_graph_dispatch=_flag(environment, "LME_IN_GRAPH_DISPATCH", default.in_graph_dispatch),
+            async_prefetch=_flag(environment, "LME_ASYNC_PREFETCH", default.async_prefetch),
             fallback_policy=_choice(
                 environment, "LME_FALLBACK_POLICY", default.fallback_policy, FALLBACK_POLICIES
             ),

@@ -45,7 +45,7 @@ def dispatch_transient(
     """
     flat = ids.reshape(-1)
     needed, counts = np.unique(flat, return_counts=True)
-    bank.pool.policy.heard(bank.layer, dict(zip(needed.tolist(), counts.tolist(), strict=True)))
+    bank.pool.heard(bank.layer, dict(zip(needed.tolist(), counts.tolist(), strict=True)))
     hottest_first: list[int] = needed[np.argsort(-counts, kind="stable")].tolist()
     waves = list(_waves(cache, bank, hottest_first))
     routes_of = _routes_by_wave(waves, flat, bank.num_experts)

@@ -87,11 +87,13 @@ def _read_rate(path: str, block: int) -> tuple[float, bool]:
             nonlocal total
             places = random.Random(seed)
             buffer = mmap.mmap(-1, block)  # page-aligned, as direct reads demand
-            while time.perf_counter() < end and total < PROBE_BYTES:
+            while True:  # once at least, however late a busy machine lets this thread begin
                 offset = places.randrange(0, (size - block) // BLOCK_ALIGNMENT + 1) * BLOCK_ALIGNMENT
                 count = os.preadv(fd, [buffer], offset)
                 with lock:
                     total += count
+                if time.perf_counter() >= end or total >= PROBE_BYTES:
+                    return
 
         begin = time.perf_counter()
         threads = [threading.Thread(target=read, args=(seed,)) for seed in range(THREADS)]

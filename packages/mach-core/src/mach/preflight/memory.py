@@ -25,14 +25,12 @@ from mach.preflight.memory_needs import (
     other_weight_bytes,
     whole_bytes,
 )
-from mach.preflight.memory_plan import MemoryBudgets, MemoryPlan, plan_memory
+from mach.preflight.memory_plan import TRANSIENT_MIN_TOKENS, MemoryBudgets, MemoryPlan, plan_memory
 
 if TYPE_CHECKING:
     from mach.io.sidecar_layout import SidecarLayout
 
 NOTHING_ASKED = MemoryBudgets()
-TRANSIENT_MIN_TOKENS = 32
-"""From so many tokens on, a prefill goes past the bank through the scratch arena."""
 TRANSIENT_TOKENS = 256
 """Up to so many tokens a prefill's free buffers grow (measured)."""
 FITS_BELOW = 0.85

@@ -15,6 +15,8 @@ from mach.preflight.kv_cache_bytes import KV_STEP, kv_cache_bytes
 
 SCRATCH_EXPERTS = 16
 """Experts that the arena of a long prompt holds at once, unless it was asked for otherwise."""
+TRANSIENT_MIN_TOKENS = 32
+"""From so many tokens on, a pass goes past the bank through that arena, unless it was asked for otherwise."""
 KV_SHARE = 4
 """Under a cap, a context may at first take one part in so many of what weights and reserve leave."""
 _SEARCH = 128

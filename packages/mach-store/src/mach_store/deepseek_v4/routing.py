@@ -45,8 +45,7 @@ class Router(nn.Module):
             x: [n, hidden].
             tokens: [n] ids of the vocabulary, in range.
         """
-        logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
-        scores = _SCORES[self.scoring](logits)
+        scores = self._scores(x)
         if "tid2eid" in self:
             chosen = self.tid2eid[tokens]
         else:
@@ -55,6 +54,16 @@ class Router(nn.Module):
         weights = mx.take_along_axis(scores, chosen, axis=-1)
         weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20) * self.scaling
         return chosen, weights.astype(x.dtype)
+
+    def ranking(self, x: mx.array) -> mx.array:
+        """What experts are chosen by, the highest first, [n, experts] float32; not of a hashed layer."""
+        ranked: mx.array = self._scores(x) + self.e_score_correction_bias
+        return ranked.astype(mx.float32)
+
+    def _scores(self, x: mx.array) -> mx.array:
+        logits = x.astype(mx.float32) @ self.weight.astype(mx.float32).T
+        scores: mx.array = _SCORES[self.scoring](logits)
+        return scores
 
 
 _SCORES = {

@@ -1,6 +1,6 @@
 """Owns the choice of which expert leaves a bank: pure tables, no MLX, replayable on a recorded trace."""
 
-from mach_store.eviction.eviction_policy import EvictionPolicy, Key
+from mach_store.eviction.eviction_policy import EvictionPolicy, Key, OrderRule, Standing
 from mach_store.eviction.lfu import LfuPolicy
 from mach_store.eviction.lookahead import LookaheadPolicy
 from mach_store.eviction.lru import LruPolicy
@@ -14,5 +14,7 @@ __all__ = [
     "LfuPolicy",
     "LookaheadPolicy",
     "LruPolicy",
+    "OrderRule",
+    "Standing",
     "make_policy",
 ]

@@ -6,14 +6,18 @@ forward passes' uses of a layer its order stands still.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from mach_store.eviction.eviction_policy import Key
+from mach_store.eviction.decayed_counts import DecayedCounts
+from mach_store.eviction.eviction_policy import Key, Standing
 from mach_store.eviction.layered_policy import Head, LayeredPolicy
 
 
 class CountingPolicy(LayeredPolicy):
-    """A policy that ranks by what it counted; a subclass counts in `_use` and ranks in `_values`."""
+    """A policy that ranks by what it counted; a subclass counts in `_use` and ranks in `_values`.
+
+    Its `rule` must give the same values, to the bit.
+    """
 
     def __init__(self, floors: Mapping[int, int]) -> None:
         """See `LayeredPolicy`."""
@@ -27,6 +31,10 @@ class CountingPolicy(LayeredPolicy):
 
     def _use_many(self, layer: int, counts: Mapping[int, int]) -> None:
         """Count uses (expert → how many) in no order."""
+        raise NotImplementedError
+
+    def _memories(self, layer: int) -> Sequence[DecayedCounts]:
+        """The counts, in the order of the rule's memories."""
         raise NotImplementedError
 
     def _values(self, layer: int, experts: Iterable[int]) -> list[tuple[float, int]]:
@@ -56,6 +64,12 @@ class CountingPolicy(LayeredPolicy):
         self._present[key[0]].remove(key[1])
         self._held[key[0]] -= 1
         self._sorted.pop(key[0], None)
+
+    def standing(self, layer: int, experts: int) -> Standing:
+        """See `EvictionPolicy`."""
+        memories = self._memories(layer)
+        counts = [memory.of.get(expert, 0.0) for memory in memories for expert in range(experts)]
+        return Standing([memory.worth for memory in memories], counts)
 
     def _pairs(self, layer: int) -> list[tuple[float, int]]:
         """The layer's experts in the bank with their values, in order."""

@@ -11,11 +11,17 @@ the first layers' counts by the uses of the last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 _LARGEST = 2.0**400
 _MOST_HALVINGS = 64
 """After so many halvings nothing is left of what was counted before."""
+
+
+def growth(half_life: float) -> float:
+    """How much more a use is worth than the one before. Args: half_life: in uses."""
+    return math.exp2(1.0 / half_life)
 
 
 class DecayedCounts:
@@ -34,7 +40,7 @@ class DecayedCounts:
         self.worth = 1.0
         self.of: dict[int, float] = {}
         self._half_life = half_life
-        self._growth = 2.0 ** (1.0 / half_life)
+        self._growth = growth(half_life)
 
     def use(self, expert: int) -> None:
         """Count one use."""
@@ -51,9 +57,9 @@ class DecayedCounts:
             return
         halvings = min(uses / self._half_life, _MOST_HALVINGS)
         # The sum of what so many uses in a row are worth, spread over them.
-        growth, before = 2.0**halvings, self.worth
-        each = before * (growth - 1) * self._growth / (self._growth - 1) / uses
-        self.worth = before * growth
+        grown, before = 2.0**halvings, self.worth
+        each = before * (grown - 1) * self._growth / (self._growth - 1) / uses
+        self.worth = before * grown
         for expert, count in counts.items():
             self.of[expert] = self.of.get(expert, 0.0) + count * each
         if self.worth > _LARGEST:

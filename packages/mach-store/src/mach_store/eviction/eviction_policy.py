@@ -3,9 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 Key = tuple[int, int]  # (layer, expert)
+
+
+class Memory(NamedTuple):
+    """Uses that age (`DecayedCounts`), as one part of what a policy ranks experts by.
+
+    Attributes:
+        growth: each use of a layer is worth so many times the one before, 1 or more.
+        weight: the count, divided by what a use is worth now, counts for so much.
+    """
+
+    growth: float
+    weight: float
+
+
+class OrderRule(NamedTuple):
+    """A policy's order in so few words that somebody else can keep it up to date, use by use.
+
+    An expert's value is the sum over the memories; the lowest goes first, then the lowest layer and expert.
+
+    Attributes:
+        memories: if there are none, the value is the time of the last use.
+        by_distance: the value is a chance p, and who goes first has the largest d + L × (1/p - 1), as
+            `LookaheadPolicy` has it; of those with equal distances of one layer, the least likely.
+    """
+
+    memories: tuple[Memory, ...]
+    by_distance: bool
+
+
+class Standing(NamedTuple):
+    """What an order goes by in one layer.
+
+    Attributes:
+        worths: for each memory of the rule what a use is worth; without memories the time now.
+        counts: for each memory the counts of all experts, one memory after the other; without memories when
+            each expert was used last, 0 for never.
+    """
+
+    worths: list[float]
+    counts: list[float]
 
 
 class EvictionPolicy(Protocol):
@@ -19,6 +59,14 @@ class EvictionPolicy(Protocol):
 
     name: str
     kept: Collection[Key]
+
+    @property
+    def rule(self) -> OrderRule:
+        """The policy's order, but for floors, kept and pinned experts."""
+
+    @property
+    def latest(self) -> int | None:
+        """The layer that was used last, if the order depends on it."""
 
     def insert(self, key: Key) -> None:
         """`key` has just been read into the bank, and is in use."""
@@ -47,5 +95,5 @@ class EvictionPolicy(Protocol):
     def set_floors(self, floors: Mapping[int, int]) -> None:
         """The pool has another size now: `floors` as at the beginning, for the same layers."""
 
-    def announce(self, layer: int, experts: Collection[int]) -> None:
-        """Somebody expects `layer` to need `experts` when its turn comes; a policy may make use of it."""
+    def standing(self, layer: int, experts: int) -> Standing:
+        """What the order in `layer`, which has so many experts, goes by now."""

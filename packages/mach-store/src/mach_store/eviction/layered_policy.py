@@ -21,7 +21,10 @@ class LayeredPolicy:
 
     Attributes:
         kept: see `EvictionPolicy`.
+        latest: likewise; None where the order does not depend on it.
     """
+
+    latest: int | None = None
 
     def __init__(self, floors: Mapping[int, int]) -> None:
         """Args: floors: for each layer, the number of experts it keeps while others can give."""
@@ -37,15 +40,8 @@ class LayeredPolicy:
         """The layer's experts in the bank, first to go first; the lowest rank of all layers goes first."""
         raise NotImplementedError
 
-    def _spared(self, key: Key) -> bool:
-        """Whether an expert is given up only when nothing else is left."""
-        return key in self.kept
-
     def heard(self, layer: int, counts: Mapping[int, int]) -> None:
         """See `EvictionPolicy`; a policy that does not count has no use for it."""
-
-    def announce(self, layer: int, experts: Collection[int]) -> None:
-        """See `EvictionPolicy`; most policies look back only."""
 
     def victim(self, pinned: Container[Key]) -> Key | None:
         """See `EvictionPolicy`."""
@@ -96,8 +92,8 @@ class LayeredPolicy:
     def _free_to_go(
         self, layer: int, chosen: Container[Key], pinned: Container[Key], *, spare: bool
     ) -> Iterator[Head]:
-        spared = self._spared
+        kept = self.kept
         for head in self._in_order(layer):
             key = head[1:]
-            if key not in pinned and key not in chosen and not (spare and spared(key)):
+            if key not in pinned and key not in chosen and not (spare and key in kept):
                 yield head

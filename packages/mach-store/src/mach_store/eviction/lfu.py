@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from mach_store.eviction.counting_policy import CountingPolicy
-from mach_store.eviction.decayed_counts import DecayedCounts
+from mach_store.eviction.decayed_counts import DecayedCounts, growth
+from mach_store.eviction.eviction_policy import Memory, OrderRule
 
 
 class LfuPolicy(CountingPolicy):
@@ -22,6 +23,7 @@ class LfuPolicy(CountingPolicy):
         """See `LayeredPolicy`. Args: half_life: in uses of a layer; see `policy_table`."""
         super().__init__(floors)
         self._counts = {layer: DecayedCounts(half_life) for layer in self._floors}
+        self.rule = OrderRule((Memory(growth(half_life), 1.0),), by_distance=False)
 
     def _use(self, layer: int, expert: int) -> None:
         self._counts[layer].use(expert)
@@ -29,7 +31,10 @@ class LfuPolicy(CountingPolicy):
     def _use_many(self, layer: int, counts: Mapping[int, int]) -> None:
         self._counts[layer].use_many(counts)
 
+    def _memories(self, layer: int) -> Sequence[DecayedCounts]:
+        return (self._counts[layer],)
+
     def _values(self, layer: int, experts: Iterable[int]) -> list[tuple[float, int]]:
         counts = self._counts[layer]
-        of, worth = counts.of, counts.worth
-        return [(of[expert] / worth, expert) for expert in experts]
+        of, weight = counts.of, 1.0 / counts.worth
+        return [(weight * of[expert], expert) for expert in experts]

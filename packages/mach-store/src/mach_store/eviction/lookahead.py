@@ -12,11 +12,11 @@ what a text is about, and what the last few tokens were.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from mach_store.eviction.counting_policy import CountingPolicy
-from mach_store.eviction.decayed_counts import DecayedCounts
-from mach_store.eviction.eviction_policy import Key
+from mach_store.eviction.decayed_counts import DecayedCounts, growth
+from mach_store.eviction.eviction_policy import Memory, OrderRule
 from mach_store.eviction.layered_policy import Head
 
 _NEVER = 1e-12
@@ -24,7 +24,7 @@ _NEVER = 1e-12
 
 
 class LookaheadPolicy(CountingPolicy):
-    """Farthest expected next use first, with a floor per layer; announced experts go last."""
+    """Farthest expected next use first, with a floor per layer."""
 
     name = "lookahead"
 
@@ -54,25 +54,23 @@ class LookaheadPolicy(CountingPolicy):
         self._long_weight = (1 - short_share) * (1 - 2.0 ** (-top_k / half_life))
         self._short_weight = short_share * (1 - 2.0 ** (-top_k / short_half_life))
         self._place = {layer: place for place, layer in enumerate(self._floors)}
-        self._now = len(self._place) - 1
-        self._announced: dict[int, frozenset[int]] = {}
-
-    def announce(self, layer: int, experts: Collection[int]) -> None:
-        """See `EvictionPolicy`; it holds until the layer's turn comes."""
-        self._announced[layer] = frozenset(experts)
+        self.latest: int = max(self._place)
+        long = Memory(growth(half_life), self._long_weight)
+        short = Memory(growth(short_half_life), self._short_weight)
+        self.rule = OrderRule((long, short), by_distance=True)
 
     def _use(self, layer: int, expert: int) -> None:
         self._long[layer].use(expert)
         self._short[layer].use(expert)
-        self._now = self._place[layer]
-        if self._announced:
-            self._announced.pop(layer, None)
+        self.latest = layer
 
     def _use_many(self, layer: int, counts: Mapping[int, int]) -> None:
         self._long[layer].use_many(counts)
         self._short[layer].use_many(counts)
-        self._now = self._place[layer]
-        self._announced.pop(layer, None)
+        self.latest = layer
+
+    def _memories(self, layer: int) -> Sequence[DecayedCounts]:
+        return self._long[layer], self._short[layer]
 
     def _values(self, layer: int, experts: Iterable[int]) -> list[tuple[float, int]]:
         long, short = self._long[layer], self._short[layer]
@@ -82,11 +80,7 @@ class LookaheadPolicy(CountingPolicy):
 
     def _in_order(self, layer: int) -> Iterator[Head]:
         layers = len(self._place)
-        ahead = (self._place[layer] - self._now - 1) % layers + 1
+        ahead = (self._place[layer] - self._place[self.latest] - 1) % layers + 1
         for chance, expert in self._pairs(layer):
             rounds = 1 / min(max(chance, _NEVER), 1.0) - 1
             yield -(ahead + layers * rounds), layer, expert
-
-    def _spared(self, key: Key) -> bool:
-        announced = self._announced.get(key[0])
-        return key in self.kept or (announced is not None and key[1] in announced)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
-from mach_store.eviction.eviction_policy import Key
+from mach_store.eviction.eviction_policy import Key, OrderRule, Standing
 from mach_store.eviction.layered_policy import Head, LayeredPolicy
 
 
@@ -17,6 +17,7 @@ class LruPolicy(LayeredPolicy):
     """
 
     name = "lru"
+    rule = OrderRule((), by_distance=False)
 
     def __init__(self, floors: Mapping[int, int]) -> None:
         """See `LayeredPolicy`."""
@@ -41,6 +42,11 @@ class LruPolicy(LayeredPolicy):
         """See `EvictionPolicy`."""
         del self._orders[key[0]][key[1]]
         self._held[key[0]] -= 1
+
+    def standing(self, layer: int, experts: int) -> Standing:
+        """See `EvictionPolicy`."""
+        order = self._orders[layer]
+        return Standing([float(self._clock)], [float(order.get(expert, 0)) for expert in range(experts)])
 
     def _in_order(self, layer: int) -> Iterator[Head]:
         for expert, time in self._orders[layer].items():

@@ -12,11 +12,13 @@ from typing import NamedTuple, cast
 
 from mach.io.sidecar_layout import RecordSchema
 from mach_store.bank_form import BankForm
+from mach_store.eviction import EvictionPolicy, LookaheadPolicy
 from mach_store.expert_arrays import ExpertArrays
 from mach_store.expert_pool import ExpertPool
 from mach_store.prefill_plan import prefill_plan
 from mach_store.trace.bank_tally import BankTally
 from mach_store.trace.layer_steps import LayerStep
+from mach_store.trace.replay_order import ReplayOrder
 from mach_store.trace.trace_header import TraceHeader
 
 
@@ -67,10 +69,13 @@ class BankReplay:
         schema = cast(RecordSchema, None)  # a pool only hands it on to its form
         pools = []
         for number, count in enumerate(slots):
-            members = [at for at, pool in enumerate(header.pools) if pool == number]
+            members = [at for at, other in enumerate(header.pools) if other == number]
             layers = dict.fromkeys(members, header.experts)
             form = cast(BankForm, _NoMemory(header.most_at_once(number) < header.experts))
-            pools.append(ExpertPool(schema, layers, count, header.top_k, form, policy))
+            pool = ExpertPool(schema, layers, count, header.top_k, form, policy)
+            if isinstance(pool.policy, LookaheadPolicy):
+                pool.policy = cast(EvictionPolicy, ReplayOrder(pool.policy))
+            pools.append(pool)
         self._pools = [pools[number] for number in header.pools]
         self._rooms = [
             min(max(header.top_k, pools[number].share), header.most_at_once(number))
@@ -93,7 +98,7 @@ class BankReplay:
             self.tally.count(step.at, prefill=step.prefill, hits=hits, misses=len(step.experts) - hits)
 
     def _transient(self, pool: ExpertPool, step: LayerStep) -> None:
-        pool.policy.heard(step.at, step.routes)
+        pool.heard(step.at, step.routes)
         plan = prefill_plan(pool, step.at, step.hottest_first, self._arena_rows)
         hits = 0
         for batch in (*plan.present, *plan.filling):

@@ -18,7 +18,6 @@ from mach_store.trace.trace_header import TraceHeader
 
 EVENT = struct.Struct("<BBHI")
 COUNT = struct.Struct("<I")
-MAX_VALUE = (1 << 32) - 1
 _BEGAN, _PASS, _ENDED = 1, 2, 3
 Ids = NDArray[np.uint8] | NDArray[np.uint16]
 

@@ -29,7 +29,7 @@ class TraceRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         started: ISO 8601, UTC.
         versions: distribution → version.
         residency: of the experts, e.g. `streaming`.
-        dispatch: `gather` or `disk`.
+        dispatch: `in-graph`, `gather` or `disk`.
         policy: the bank's eviction policy; empty where there is no bank.
         bank_slots: slots of each pool, in the order of their numbers; empty where there is no bank.
         transient_min_tokens: passes of so many tokens went past the bank, through the scratch arena.
