@@ -25,7 +25,7 @@ from mach_store.expert_stream import ExpertStream, open_module
 from mach_store.layer_bank import LayerExpertBank
 from mach_store.load_progress import LoadListener, unheard
 from mach_store.pool_shape import PoolShape
-from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
+from mach_store.read_ahead import ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass, RouteLog
 from mach_store.scatter_reader import ScatterReader
 from mach_store.scratch_arena import ScratchArena
@@ -363,7 +363,18 @@ class BankCache:
         the caller itself reads when it finishes.
         """
         read = partial(bank.read, arrays, experts, slots)
-        return self._read_ahead.begin(read) if ahead and arrays.reads_anywhere else DeferredReading(read)
+        return self._read_ahead.begin(read, ahead=ahead and arrays.reads_anywhere)
+
+    def reading_waits(self, computing_threads: int) -> bool:
+        """Whether experts should be read while others are computed: it looks as if reading stood still.
+
+        Copying them out of the page cache is work. Where the products' threads are no more than the reader's
+        they take the cores that read, too, and the two together are slower than one after the other.
+
+        Args:
+            computing_threads: of the products, each on a core; 0 where they leave cores idle.
+        """
+        return not 0 < computing_threads <= self.reader.threads or self._read_ahead.from_disk
 
     def computable(
         self, bank: LayerExpertBank, slot_of: dict[int, int]
