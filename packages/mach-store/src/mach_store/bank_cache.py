@@ -71,7 +71,7 @@ class BankCache:
         form: BankForm | None = None,
         policy: str = DEFAULT_POLICY,
         reclaim: bool = False,
-        prefetch: bool = True,
+        no_prefetch: str | None = None,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -85,7 +85,7 @@ class BankCache:
             form: how experts lie in memory; None is as they are stored.
             policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
             reclaim: whether the arena's memory is given back while decoding (`begin_decoding`).
-            prefetch: whether passes in the graph read ahead what the next layer will probably need.
+            no_prefetch: why passes in the graph do not read ahead what the next layer will probably need.
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -99,7 +99,7 @@ class BankCache:
         self._routes = RouteLog()
         self._stream: ExpertStream | None = None
         self._in_graph: set[int] = set()
-        self._prefetch = prefetch
+        self._no_prefetch = no_prefetch
         self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
@@ -229,7 +229,7 @@ class BankCache:
                 if bank.pool.arrays.reads_anywhere and not bank.pool.narrow
             }
             self._stream = ExpertStream(
-                native, banks, self.source, self.reader, self._routes.add, prefetch=self._prefetch
+                native, banks, self.source, self.reader, self._routes.add, no_prefetch=self._no_prefetch
             )
             self._stream.observed = self._routes.kept
         self._in_graph.add(layer)
