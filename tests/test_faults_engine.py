@@ -23,7 +23,7 @@ def test_a_failing_disk_yields_right_tokens_or_errors_that_name_the_expert(
     faults = DiskFaults(tmp_path)
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "mach-pico", rounds, "7", *arguments],
-        env={**faults.environment, "LME_CPU_KERNELS": kernels},
+        env={**faults.environment, "LME_CPU_KERNELS": kernels, "LME_ASYNC_PREFETCH": "1"},
         capture_output=True,
         text=True,
         timeout=240,
@@ -41,7 +41,7 @@ def test_reads_ahead_that_are_late_change_no_token(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "mach-pico", "25", "3", "--slow"],
         # Without checksums nothing but the order of events keeps a wrong record out.
-        env={**faults.environment, "LME_CPU_KERNELS": "1", "LME_VERIFY_READS": "0"},
+        env={**faults.environment, "LME_ASYNC_PREFETCH": "1", "LME_VERIFY_READS": "0"},
         capture_output=True,
         text=True,
         timeout=240,

@@ -18,7 +18,7 @@ BANK_GB = 0.006
 DISPATCHES = {
     "the host is asked": {"LME_IN_GRAPH_DISPATCH": "0"},
     "within the graph": {"LME_ASYNC_PREFETCH": "0"},
-    "within the graph, read ahead": {},
+    "within the graph, read ahead": {"LME_ASYNC_PREFETCH": "1"},
 }
 KERNELS = {"native kernels": {}, "stock operations": {"LME_CPU_KERNELS": "0"}}
 RESIDENCIES = ("off", "pin,reclaim")

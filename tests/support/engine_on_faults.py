@@ -42,7 +42,6 @@ FAULTS = (
     {"flips": 20},
     {"interrupts": 300, "shortened": 300},
     {"delays": 100, "delay_us": 2000},
-    {"delays": 700, "delay_us": 3000},
     {"fails": 5, "ends": 5, "flips": 5, "interrupts": 100, "shortened": 100, "delays": 20, "delay_us": 1000},
     {"fails": 1000},
     {"flips": 1000},

@@ -32,6 +32,7 @@ READS = {"direct": {"LME_DIRECT_IO": "1"}, "page cache": {"LME_DIRECT_IO": "0"}}
 VARIANTS: dict[str, dict[str, str]] = {
     "no in-graph dispatch": {"LME_IN_GRAPH_DISPATCH": "0"},
     "no prefetch": {"LME_ASYNC_PREFETCH": "0"},
+    "prefetch": {"LME_ASYNC_PREFETCH": "1"},
     "policy lru": {"LME_BANK_EVICTION_POLICY": "lru"},
     "policy lfu": {"LME_BANK_EVICTION_POLICY": "lfu"},
     "policy lookahead": {"LME_BANK_EVICTION_POLICY": "lookahead"},

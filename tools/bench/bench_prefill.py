@@ -3,10 +3,10 @@
     uv run python tools/bench/bench_prefill.py [--inputs DIR] [--checkpoint big] [--rounds 3] [--prompt 2048]
 
 `page cache` reads files that are in memory, so that the disk is not the limit; `direct` reads past it. The
-engine takes a prompt in chunks of 512 tokens while experts are on disk, of 64 where none is: 512 is tried
-there too, and `of_resident` is over the faster of both in each round. mach-pico's context is 2,048, its
-prompt 2,000. mlx-lm (float32 activations) computes a shorter prompt: its products would take minutes for a
-long one. Appends to docs/bench/prefill.csv.
+engine cuts a prompt into chunks by the model's sizes; resident prefill is tried in chunks of 512 too, and
+`of_resident` is over the faster of both in each round. mach-pico's context is 2,048, its prompt 2,000. mlx-lm
+(float32 activations) computes a shorter prompt: its products would take minutes for a long one. Appends to
+docs/bench/prefill.csv.
 """
 
 from __future__ import annotations

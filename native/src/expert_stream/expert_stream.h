@@ -10,15 +10,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
-#include <tuple>
 #include <vector>
 
 #include "batch.h"
+#include "file_mark.h"
 #include "pass_log.h"
 #include "predictor.h"
 #include "read_crew.h"
@@ -26,9 +27,6 @@
 #include "slot_table.h"
 
 namespace lme::stream {
-
-// A file's size and time of change.
-using FileMark = std::tuple<int64_t, int64_t, int64_t>;
 
 // Where the experts of a layer lie on disk, as in Batch: one place per expert, or one per expert and segment.
 struct LayerFiles {
@@ -109,6 +107,8 @@ class ExpertStream {
   // `foretold`: experts of the layer after it, distinct, the likeliest first; empty where nobody can tell.
   Outcome run(size_t layer, uint64_t mark, size_t k, std::span<const uint32_t> ids,
               std::span<const uint32_t> foretold, const Compute& compute);
+  // The pass came to nothing before it was run: there was no memory for its arguments.
+  Outcome no_memory(size_t layer);
 
  private:
   struct Pool {
@@ -136,7 +136,7 @@ class ExpertStream {
   std::condition_variable idle_;
   std::vector<std::unique_ptr<Pool>> pools_;
   std::vector<std::unique_ptr<Layer>> layers_;
-  std::vector<PassRecord> passes_;
+  std::list<PassRecord> passes_;
   std::optional<PassFailure> failure_;
   uint64_t serial_ = 0;
   size_t expected_ = 0;

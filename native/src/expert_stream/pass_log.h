@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <list>
 #include <optional>
 #include <vector>
 
@@ -46,7 +47,7 @@ struct PassFailure {
 };
 
 struct Log {
-  std::vector<PassRecord> passes;
+  std::list<PassRecord> passes;
   std::optional<PassFailure> failure;
 };
 

@@ -72,7 +72,7 @@ void ReadCrew::submit_idle(std::span<ReadOrder* const> orders) {
     }
     if (!idle_turn()) return;  // whoever ends the last urgent read goes on with these
   }
-  for (size_t i = 0; i < std::min(orders.size(), wanted_); ++i) queued_.notify_one();
+  queued_.notify_one();
 }
 
 ReadOrder::State ReadCrew::state(const ReadOrder& order) const {
@@ -105,13 +105,20 @@ void ReadCrew::serve() {
     ReadOrder* order = from.front();
     from.pop_front();
     order->state = ReadOrder::State::kReading;
-    urgent_ += urgent;
+    if (urgent) {
+      ++urgent_;
+    } else {
+      idling_ = true;
+    }
     lock.unlock();
     read(*order);
     lock.lock();
     order->state = ReadOrder::State::kFinished;
-    urgent_ -= urgent;
-    if (urgent && idle_queue_.size() > 1 && idle_turn()) queued_.notify_all();
+    if (urgent) {
+      --urgent_;
+    } else {
+      idling_ = false;
+    }
     finished_.notify_all();
   }
 }
@@ -150,7 +157,7 @@ std::vector<ReadOrder*> ReadCrew::await(std::vector<ReadOrder*>& orders) {
     lock.lock();
     order->state = ReadOrder::State::kFinished;
     --urgent_;
-    if (idle_turn()) queued_.notify_all();
+    if (idle_turn()) queued_.notify_one();
   }
 }
 

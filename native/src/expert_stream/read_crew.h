@@ -48,7 +48,8 @@ class ReadCrew {
   // Begins reading. `stays`: the caller will come to `await` at once, and then reads too.
   void submit(std::span<ReadOrder* const> orders, bool stays);
 
-  // Reads them when nothing else is to be read. Whoever needs one waits for it by `await`, if it has been begun.
+  // Reads them when nothing else is to be read, one after the other: one keeps a disk busy, and all at once would come
+  // in the way of what is needed next. Whoever needs one waits for it by `await`, if it has been begun.
   void submit_idle(std::span<ReadOrder* const> orders);
 
   ReadOrder::State state(const ReadOrder& order) const;
@@ -69,7 +70,7 @@ class ReadCrew {
   void start_threads();
   bool take_off(ReadOrder& order);
   static std::vector<ReadOrder*> take_finished(std::vector<ReadOrder*>& orders);
-  bool idle_turn() const { return !idle_queue_.empty() && queue_.empty() && urgent_ == 0; }
+  bool idle_turn() const { return !idle_queue_.empty() && queue_.empty() && urgent_ == 0 && !idling_; }
   static void read(ReadOrder& order) noexcept;
 
   const size_t wanted_;
@@ -77,6 +78,7 @@ class ReadCrew {
   std::condition_variable queued_, finished_;
   std::deque<ReadOrder*> queue_, idle_queue_;
   size_t urgent_ = 0;  // reads under way of orders that were not submitted as idle
+  bool idling_ = false;  // one of those that were is being read
   std::vector<std::thread> threads_;
   bool closing_ = false;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -29,6 +30,48 @@ std::vector<uint32_t> highest(const std::vector<float>& scores, size_t experts) 
   return order;
 }
 
+// One pass of a layer, when its inputs are there.
+struct Task {
+  std::shared_ptr<ExpertStream> stream;
+  std::shared_ptr<void> ticket;
+  size_t layer;
+  uint64_t mark;
+  std::shared_ptr<const ExpertProduct::Held> product;
+  StridedRows<float> x;
+  StridedRows<uint32_t> ids;
+  std::optional<StridedRows<float>> scores;
+  float* out;
+
+  ExpertStream::Outcome run() const noexcept {
+    try {
+      return run_with_memory();
+    } catch (const std::bad_alloc&) {
+      return stream->no_memory(layer);
+    }
+  }
+
+  ExpertStream::Outcome run_with_memory() const {
+    const std::vector<uint32_t> routes = ids.values();
+    std::vector<uint32_t> foretold;
+    if (scores) foretold = highest(scores->values(), scores->width());
+    std::vector<float> copy;
+    const std::vector<const float*> rows = x.rows(copy);
+    const size_t k = ids.width();
+    const auto compute = [&](std::span<const uint32_t> some, std::span<const uint32_t> slots) {
+      product->multiply({.experts = &product->experts,
+                         .x = rows,
+                         .slots = slots,
+                         .scores = nullptr,
+                         .out = out,
+                         .routes = some,
+                         .k = k,
+                         .kernels = product->kernels,
+                         .threads = product->threads});
+    };
+    return stream->run(layer, mark, k, routes, foretold, compute);
+  }
+};
+
 class StreamPrimitive : public LazyOperation {
  public:
   StreamPrimitive(mx::Stream on, std::shared_ptr<ExpertStream> stream, size_t layer, uint64_t mark,
@@ -42,32 +85,22 @@ class StreamPrimitive : public LazyOperation {
     std::optional<StridedRows<float>> scores;
     if (inputs.size() > 2) scores.emplace(inputs[2]);
     // The ticket goes with the task, whether MLX runs it or drops it.
-    encoder.dispatch([stream = stream_, ticket = stream_->expect(), layer = layer_, mark = mark_, product = product_, x = StridedRows<float>(inputs[0]),
-                      ids = StridedRows<uint32_t>(inputs[1]), scores = std::move(scores), out, floats] {
-      const std::vector<uint32_t> routes = ids.values();
-      std::vector<uint32_t> foretold;
-      if (scores) foretold = highest(scores->values(), scores->width());
-      std::vector<float> copy;
-      const std::vector<const float*> rows = x.rows(copy);
-      const size_t k = ids.width();
-      const auto compute = [&](std::span<const uint32_t> some, std::span<const uint32_t> slots) {
-        product->multiply({.experts = &product->experts,
-                           .x = rows,
-                           .slots = slots,
-                           .scores = nullptr,
-                           .out = out,
-                           .routes = some,
-                           .k = k,
-                           .kernels = product->kernels,
-                           .threads = product->threads});
-      };
+    encoder.dispatch([task = Task{.stream = stream_,
+                                  .ticket = stream_->expect(),
+                                  .layer = layer_,
+                                  .mark = mark_,
+                                  .product = product_,
+                                  .x = StridedRows<float>(inputs[0]),
+                                  .ids = StridedRows<uint32_t>(inputs[1]),
+                                  .scores = std::move(scores),
+                                  .out = out}, floats] {
       // A task of MLX's must not throw: what is queued behind it would be dropped, and waits for that hang. Nobody
       // takes NaN for a result, and whoever looks at one asks the stream first.
-      switch (stream->run(layer, mark, ids.width(), routes, foretold, compute)) {
+      switch (task.run()) {
         case ExpertStream::Outcome::kComputed: break;
-        case ExpertStream::Outcome::kSkipped: std::fill_n(out, floats, 0.0f); break;
+        case ExpertStream::Outcome::kSkipped: std::fill_n(task.out, floats, 0.0f); break;
         case ExpertStream::Outcome::kFailed:
-          std::fill_n(out, floats, std::numeric_limits<float>::quiet_NaN());
+          std::fill_n(task.out, floats, std::numeric_limits<float>::quiet_NaN());
           break;
       }
     });

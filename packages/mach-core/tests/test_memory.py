@@ -10,7 +10,16 @@ from mach.preflight.memory import (
     estimate_memory,
     memory_verdict,
 )
-from mach.preflight.memory_needs import LOADER_RESERVE_BYTES, RUNTIME_BYTES, TRANSIENT_BYTES
+from mach.preflight.memory_needs import (
+    LOADER_RESERVE_BYTES,
+    LONGEST_CHUNK,
+    PREFILL_CHUNK,
+    RUNTIME_BYTES,
+    TRANSIENT_BYTES,
+    prefill_chunk,
+    reserve_bytes,
+    row_bytes,
+)
 from mach.preflight.memory_plan import MemoryBudgets
 
 
@@ -56,6 +65,27 @@ def test_on_the_cpu_floats_are_widened_and_packed_weights_are_not(inspection: Ch
     assert memory.experts.layer_records == dict.fromkeys((0, 1), WEIGHTS + SCALES)
     assert memory.streaming.parts["other weights"] == 2 * inspection.other_bytes
     assert memory.streaming.parts["load transient"] == 256 * 128 * 2  # the embedding, as stored
+
+
+def test_a_chunk_is_as_long_as_the_reserve_holds_its_activations(inspection: CheckpointInspection) -> None:
+    assert prefill_chunk(inspection, "metal") == PREFILL_CHUNK, "longer ones were not tried there"
+    room = LOADER_RESERVE_BYTES - RUNTIME_BYTES - TRANSIENT_BYTES
+    chunks = {}
+    for hidden in (128, 2048, 2880, 4096, 8192):
+        shape = inspection.shape._replace(hidden_size=hidden, expert_width=hidden // 2, top_k=8)
+        model = inspection._replace(shape=shape)
+        chunk = chunks[hidden] = prefill_chunk(model, "cpu")
+        fits = row_bytes(model, "cpu", chunk) <= room
+        assert fits or chunk == PREFILL_CHUNK
+        assert chunk == LONGEST_CHUNK or row_bytes(model, "cpu", 2 * chunk) > room
+        assert reserve_bytes(model, "cpu") == max(
+            LOADER_RESERVE_BYTES, RUNTIME_BYTES + TRANSIENT_BYTES + row_bytes(model, "cpu", PREFILL_CHUNK)
+        ), "the reserve does not grow with it"
+    assert chunks == {128: 2048, 2048: 1024, 2880: 512, 4096: 512, 8192: 512}
+    memory = estimate_memory(inspection, None, CPU, context=4096)
+    scores = 512 * 4 * 4 * 4096
+    shorter = row_bytes(inspection, "cpu", 512) + scores
+    assert memory.streaming.parts["prefill activations"] == max(shorter, row_bytes(inspection, "cpu", 2048))
 
 
 def test_a_bank_is_whole_slots_and_needs_scratch_if_it_does_not_hold_all(

@@ -152,8 +152,19 @@ def test_an_answer_cancelled_at_any_moment_frees_the_engine_at_once(open_engine,
     assert tokens_of(engine) == expected
 
 
-def test_while_experts_are_on_disk_cancellation_is_asked_inside_a_chunk(open_engine) -> None:
-    engine = open_engine(LEAST)
+@pytest.mark.parametrize("slots", [12, None], ids=["fenced", "host-free"])
+def test_the_length_of_a_chunk_follows_from_the_model_where_kernels_compute_it(
+    open_engine, monkeypatch, slots
+) -> None:
+    assert open_engine(slots).prefill_chunk == 2048
+    assert open_engine(slots, prefill_chunk=40).prefill_chunk == 40
+    monkeypatch.setenv("LME_CPU_KERNELS", "0")
+    assert open_engine(slots).prefill_chunk == (512 if slots else 64)
+
+
+@pytest.mark.parametrize("slots", [LEAST, None], ids=["fenced", "host-free"])
+def test_cancellation_is_asked_inside_a_chunk(open_engine, slots) -> None:
+    engine = open_engine(slots)
     asked = []
 
     def cancelled() -> bool:

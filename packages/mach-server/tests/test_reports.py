@@ -90,8 +90,16 @@ def test_cache_stats_answer_while_a_generation_runs(start_server, endless_engine
 @pytest.mark.parametrize(
     ("switches", "gb", "dispatch", "prefetch"),
     [
-        ({}, 0.006, ("in-graph", None), None),
-        ({}, None, ("in-graph", None), "every expert has a slot"),
+        ({"LME_ASYNC_PREFETCH": "1"}, 0.006, ("in-graph", None), None),
+        ({"LME_ASYNC_PREFETCH": "1"}, None, ("in-graph", None), "every expert has a slot"),
+        ({"LME_DIRECT_IO": "1"}, 0.006, ("in-graph", None), None),
+        (
+            {"LME_DIRECT_IO": "0"},
+            0.006,
+            ("in-graph", None),
+            "experts are read through the page cache, which keeps processors busy that could compute "
+            "(LME_ASYNC_PREFETCH=1 reads ahead all the same)",
+        ),
         ({"LME_ASYNC_PREFETCH": "0"}, 0.006, ("in-graph", None), "switched off by LME_ASYNC_PREFETCH=0"),
         (
             {"LME_IN_GRAPH_DISPATCH": "0"},

@@ -263,7 +263,7 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
         scratch_experts: int = 4,
         kernels: CpuKernels | None = None,
         policy: str = DEFAULT_POLICY,
-        prefetch: bool = True,
+        no_prefetch: str | None = None,
     ) -> BankCache:
         source = SidecarSource(str(directory / "expert_sidecar"))
         form = StoredForm(mx.float32, reader, kernels)
@@ -278,7 +278,7 @@ def open_bank(native_reader: ScatterReader) -> Iterator[Callable[..., BankCache]
                 scratch_experts=scratch_experts,
                 form=form,
                 policy=policy,
-                prefetch=prefetch,
+                no_prefetch=no_prefetch,
             )
         )
         return made[-1]

@@ -3,14 +3,17 @@ from importlib import import_module
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import SwiGLU
 from mlx_lm.utils import load_model
 
 from mach.io.arch_registry import REGISTRY
 from mach.io.inspection import inspect_checkpoint
+from mach_store.cpu_kernels import open_kernels
 from mach_store.errors import DispatchCancelledError, SidecarCorruptionError, StoreError
 from mach_store.gather_switch_glu import GatherSwitchGLU
 from mach_store.model_repairs import widen_embeddings
 from mach_store.resident_cache import ResidentStackedExpertCache
+from mach_store.settings import StoreSettings
 
 FAMILIES = ("qwen3_moe", "qwen3_5_moe", "gpt_oss", "gemma4", "deepseek_v4")
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79, 32, 38, 46, 26, 43, 38, 32, 79]
@@ -98,6 +101,34 @@ def test_a_pass_that_is_cancelled_leaves_the_bank_usable(checkpoints, open_bank,
     bank.check()
     bank.cancelled = lambda: False
     assert mx.array_equal(logits_of(model, PROMPT, chunk=1), before)
+
+
+def in_every_store(checkpoints, open_bank):
+    whole = open_bank(checkpoints.engine(), 1 << 10)
+    whole.prewarm()
+    return whole, ResidentStackedExpertCache(inspect_checkpoint(checkpoints.stacked()), mx.float32)
+
+
+def test_a_long_pass_can_be_cancelled_in_every_layer_although_all_experts_are_in_memory(
+    checkpoints, open_bank
+) -> None:
+    kernels = open_kernels(StoreSettings())
+    ids = mx.broadcast_to(mx.array([1, 2], mx.uint32), (1, 64, 2))
+    for store in in_every_store(checkpoints, open_bank):
+        dispatch = GatherSwitchGLU(store, 0, SwiGLU(), kernels=kernels)
+        there = []
+        store.cancelled = lambda there=there: there.append(mx.get_active_memory()) or len(there) == 3
+        for tokens, computed in ((64, True), (16, False)):
+            there.clear()
+            x = mx.random.normal((tokens, 1 << 16)).reshape(1, tokens, 64, -1).sum(axis=-1)
+            before = mx.get_active_memory()
+            y = dispatch(x, ids[:, :tokens])
+            # What comes before the layer has been computed when it is asked, but only in a long pass.
+            assert (there[0] - before > x.nbytes // 2) == computed
+            mx.eval(y)
+        with pytest.raises(DispatchCancelledError):
+            dispatch(x, ids[:, :16])
+            dispatch(x, ids[:, :16])
 
 
 @pytest.mark.parametrize("tokens", [1, 40], ids=["gather", "transient"])

@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from mach_store import read_ahead
 from mach_store.counters import LayerCounters
 from mach_store.read_ahead import THREAD_NAME, DeferredReading, ReadAhead
 
@@ -96,3 +97,27 @@ def test_a_deferred_batch_is_read_by_whoever_finishes_it_and_by_nobody_who_drops
     assert seen == [threading.current_thread()]
     assert counters.wait_seconds == 3.0
     assert reading_threads() == []
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["ahead", "deferred"])
+def test_what_the_disk_gave_meanwhile_tells_where_a_batch_came_from(ahead, monkeypatch, beside) -> None:
+    blocks = [5]
+    monkeypatch.setattr(read_ahead, "_blocks_read", lambda: blocks[0])
+    assert ahead.from_disk, "nothing is known yet"
+
+    def read(more: int) -> None:
+        def batch(_: LayerCounters) -> None:
+            if blocks[0] is not None:
+                blocks[0] += more
+
+        ahead.begin(batch, ahead=beside).finish(LayerCounters())
+
+    read(0)
+    assert not ahead.from_disk
+    read(3)
+    assert ahead.from_disk
+    read(0)
+    assert not ahead.from_disk
+    blocks[0] = None
+    read(0)
+    assert ahead.from_disk, "the system does not say"

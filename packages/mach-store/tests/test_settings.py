@@ -42,7 +42,7 @@ def test_every_variable_is_read() -> None:
         ("LME_USE_GATHER_DISPATCH", "yes"),
         ("LME_USE_GATHER_DISPATCH", ""),
         ("LME_IN_GRAPH_DISPATCH", "on"),
-        ("LME_ASYNC_PREFETCH", "auto"),
+        ("LME_ASYNC_PREFETCH", "on"),
         ("LME_DIRECT_IO", "true"),
         ("LME_VERIFY_READS", "2"),
         ("LME_FALLBACK_POLICY", "python"),
@@ -70,10 +70,12 @@ def test_a_bad_value_is_an_error_that_names_the_variable(variable, value) -> Non
     assert "must be" in str(caught.value)
 
 
-def test_direct_reads_are_asked_for_refused_or_left_to_be_chosen() -> None:
+def test_direct_reads_and_reads_ahead_are_asked_for_refused_or_left_to_be_chosen() -> None:
     for value, meaning in (("0", False), ("1", True), ("auto", None)):
         assert StoreSettings.from_environment({"LME_DIRECT_IO": value}).direct_io is meaning
+        assert StoreSettings.from_environment({"LME_ASYNC_PREFETCH": value}).async_prefetch is meaning
     assert StoreSettings.from_environment({}).direct_io is None
+    assert StoreSettings.from_environment({}).async_prefetch is None
     with pytest.raises(SettingError, match="LME_DIRECT_IO='yes': must be 0, 1 or auto"):
         StoreSettings.from_environment({"LME_DIRECT_IO": "yes"})
 

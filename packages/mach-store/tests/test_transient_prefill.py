@@ -3,6 +3,7 @@ import mmap
 import os
 import threading
 import time
+from itertools import count, repeat
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwiGLU
 
 from mach.io.sidecar_layout import read_layout
-from mach_store import page_return
+from mach_store import page_return, read_ahead
 from mach_store.bank_cache import BankCache
 from mach_store.bank_form import StoredForm
 from mach_store.cpu_kernels import open_kernels
@@ -199,8 +200,10 @@ class WatchedPlans:
 def streamed(open_bank, native_reader):
     """A function (checkpoint, slots, arena, reader, kernels) → bank, dispatch of layer 0, its input."""
 
-    def make(directory, slots, scratch_experts, reader=native_reader, *, native=True):
+    def make(directory, slots, scratch_experts, reader=native_reader, *, native=True, waits=True):
         bank = open_bank(directory, slots, reader=reader, scratch_experts=scratch_experts)
+        if waits:  # as from a disk: these small files are in the page cache
+            bank.reading_waits = lambda threads: True
         kernels = open_kernels(StoreSettings(cpu_kernels=native))
         module = GatherSwitchGLU(bank, 0, SwiGLU(), transient_min_tokens=8, kernels=kernels)
         dice = np.random.default_rng(4)
@@ -387,6 +390,30 @@ def test_a_computation_that_fails_waits_for_the_read_beside_it(
     monkeypatch.setattr(PassResults, "compute", compute)
     watched.before = lambda slots: None
     dispatch()
+
+
+@pytest.mark.parametrize(
+    ("blocks", "native", "read_threads", "ahead"),
+    [
+        pytest.param(count(), True, 4, True, id="from the disk"),
+        pytest.param(repeat(7), True, 4, False, id="from the page cache"),
+        pytest.param(repeat(7), False, 4, True, id="beside products that leave cores idle"),
+        pytest.param(repeat(7), True, 1, True, id="beside products with more cores than the reader"),
+        pytest.param(repeat(None), True, 4, True, id="from who knows where"),
+    ],
+)
+def test_what_is_mere_copying_is_not_read_beside_products_that_take_the_same_cores(
+    checkpoints, streamed, native_reader, monkeypatch, blocks, native, read_threads, ahead
+) -> None:
+    monkeypatch.setenv("LME_CPU_THREADS", "2")
+    monkeypatch.setattr(read_ahead, "_blocks_read", lambda: next(blocks))
+    watched = WatchedPlans(dataclasses.replace(native_reader, threads=read_threads))
+    _, dispatch = streamed(checkpoints.engine(), 4, 4, watched.reader, native=native, waits=False)
+    expected = dispatch()
+    threads = [name.startswith(THREAD_NAME) for name, _ in watched.reads]
+    assert len(threads) == 4
+    assert not threads[0] and all(beside == ahead for beside in threads[1:])
+    assert mx.array_equal(dispatch(), expected)
 
 
 def test_closing_a_bank_ends_its_reading_thread(checkpoints, streamed) -> None:

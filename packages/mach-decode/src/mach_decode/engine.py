@@ -27,7 +27,6 @@ from mach_decode.unswapped_loader import load_unswapped
 from mach_store.bank_cache import BankCache
 from mach_store.errors import DispatchCancelledError
 from mach_store.load_progress import LoadListener, unheard
-from mach_store.model_builder import compute_dtype
 
 Message = dict[str, Any]
 
@@ -48,7 +47,7 @@ class EngineConfig:
         prefill_scratch_gb: the arena of long prompts (streaming only).
         kv_cache_gb: keys and values of a prompt and its answer.
         wired_gb: Metal's wired limit (Metal only).
-        prefill_chunk: prompt tokens per forward pass; None chooses by device and residency.
+        prefill_chunk: prompt tokens per forward pass; None chooses by device and model.
         listener: is told how far the load is, in the thread that loads.
     """
 
@@ -124,10 +123,7 @@ class Engine:
         self.vocabulary_size = loaded.vocabulary_size
         self._busy = False
         self._watch: MemoryWatch | None = None
-        # Without a fence in every layer a request can be cancelled between chunks only; on a CPU, where a
-        # chunk takes long and gains nothing from being long, it is short then.
-        slow = compute_dtype() == mx.float32 and self.store.host_free
-        self.prefill_chunk = prefill_chunk or (64 if slow else 512)
+        self.prefill_chunk = prefill_chunk or loaded.prefill_chunk
 
     def watch_memory(self, wake: Callable[[], None] = _nothing) -> Callable[[], MemoryState]:
         """Let the expert bank follow the memory that is left, from now to `close` (docs/memory.md).
@@ -183,7 +179,8 @@ class Engine:
 
         Args:
             request: what to answer.
-            cancelled: asked before every step and, while experts are on disk, at every layer.
+            cancelled: asked before every step and, in prompts and while experts are on disk, at every layer;
+                with stock operations and all experts in memory before every step alone.
 
         Raises:
             GenerationCancelledError: `cancelled` said so; the engine is free again.

@@ -21,6 +21,9 @@ from mach_store.unswapped_experts import UnswappedExperts
 
 SwappedStore = BankCache | ResidentStackedExpertCache
 ExpertStore = SwappedStore | UnswappedExperts
+SLOW_CHUNK = 64
+"""Prompt tokens per forward pass on a CPU where nothing can be cancelled within it: one that takes long, and
+gains nothing from being long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,7 @@ class LoadedModel:
         kernels: what computes the products, see `mach_store.model_kernels`.
         context_length: tokens that prompt and answer may have together.
         vocabulary_size: rows of the embedding.
+        prefill_chunk: prompt tokens per forward pass.
         plan: how the memory is divided, which says what prompt and answer may hold.
         kv_bytes: tokens → keys and values of a context of so many, at most; None where that is not known.
         wired_bytes: Metal's wired limit; None where there is no Metal.
@@ -57,6 +61,7 @@ class LoadedModel:
     kernels: dict[str, Any]
     context_length: int
     vocabulary_size: int
+    prefill_chunk: int
     plan: MemoryPlan
     kv_bytes: Callable[[int], int] | None
     wired_bytes: int | None

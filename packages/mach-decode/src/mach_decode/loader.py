@@ -6,13 +6,13 @@ from typing import Any
 
 import mlx.nn as nn
 
-from mach.io.inspection import inspect_checkpoint
-from mach.preflight.memory_needs import context_limit, kv_of
+from mach.io.inspection import CheckpointInspection, inspect_checkpoint
+from mach.preflight.memory_needs import PREFILL_CHUNK, context_limit, kv_of, prefill_chunk
 from mach_decode.checkpoint_download import obtain_checkpoint
 from mach_decode.draft_settings import refuse_draft_settings
 from mach_decode.errors import DecodeError
 from mach_decode.kv_cache import KVCacheFactory
-from mach_decode.loaded_model import ExpertStore, LoadedModel, display_name
+from mach_decode.loaded_model import SLOW_CHUNK, ExpertStore, LoadedModel, SwappedStore, display_name
 from mach_decode.memory_flags import NO_BUDGETS, MemoryFlags
 from mach_decode.store_opening import choose_residency, floats_as, open_store
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
@@ -161,7 +161,19 @@ def load_swapped(
         wired_bytes=wired,
         direct=direct,
         vocabulary_size=vocabulary_size,
+        prefill_chunk=_prefill_chunk(inspection, kernel_report, store),
     )
+
+
+def _prefill_chunk(
+    inspection: CheckpointInspection, kernel_report: dict[str, Any], store: SwappedStore
+) -> int:
+    """Prompt tokens per forward pass."""
+    if floats_as() != "cpu":
+        return PREFILL_CHUNK
+    if "reason" not in kernel_report and not kernel_report["stock"]:
+        return prefill_chunk(inspection, "cpu")
+    return SLOW_CHUNK if store.host_free else PREFILL_CHUNK
 
 
 def _dispatch_name(layers: list[GatherSwitchGLU]) -> str:

@@ -153,12 +153,24 @@ def open_store(
             form=form,
             policy=settings.eviction_policy,
             reclaim="reclaim" in settings.decode_residency,
-            prefetch=settings.async_prefetch,
+            no_prefetch=_no_prefetch(settings, reader),
         )
     except BaseException:
         source.close()
         raise
     return OpenedStore(cache, reader, plan, direct)
+
+
+def _no_prefetch(settings: StoreSettings, reader: ScatterReader) -> str | None:
+    """Why experts are not read ahead, as far as settings decide it."""
+    if settings.async_prefetch is False:
+        return "switched off by LME_ASYNC_PREFETCH=0"
+    if settings.async_prefetch is None and not reader.direct:
+        return (
+            "experts are read through the page cache, which keeps processors busy that could compute "
+            "(LME_ASYNC_PREFETCH=1 reads ahead all the same)"
+        )
+    return None
 
 
 def _choose_direct(

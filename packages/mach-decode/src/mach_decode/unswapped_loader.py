@@ -26,12 +26,18 @@ from mach.io.arch_registry import REGISTRY
 from mach.io.config_file import ConfigFields, read_config
 from mach.io.inspection import ExpertTensorNames, find_sidecar
 from mach.io.safetensors_header import TensorEntry, read_headers
-from mach.preflight.memory_needs import LOADED_CONTEXT, LOADER_RESERVE_BYTES, RUNTIME_BYTES, kv_of
+from mach.preflight.memory_needs import (
+    LOADED_CONTEXT,
+    LOADER_RESERVE_BYTES,
+    PREFILL_CHUNK,
+    RUNTIME_BYTES,
+    kv_of,
+)
 from mach.preflight.memory_plan import MemoryNeeds
 from mach_decode.checkpoint_download import obtain_checkpoint
 from mach_decode.errors import DecodeError, ResidencyError
 from mach_decode.kv_cache import KVCacheFactory
-from mach_decode.loaded_model import LoadedModel, display_name
+from mach_decode.loaded_model import SLOW_CHUNK, LoadedModel, display_name
 from mach_decode.memory_flags import NO_BUDGETS, MemoryFlags
 from mach_decode.memory_refusal import admitted_plan
 from mach_decode.tokenizer_loading import load_checkpoint_tokenizer
@@ -122,6 +128,7 @@ def load_unswapped(
         kernels=stock_kernels("mlx-lm's own model, as it is").as_dict() | {"stock": {}},
         context_length=context,
         vocabulary_size=min(vocabulary, rows or vocabulary),
+        prefill_chunk=SLOW_CHUNK if compute_dtype() == mx.float32 else PREFILL_CHUNK,
         plan=plan,
         kv_bytes=kv_bytes,
         wired_bytes=wired,

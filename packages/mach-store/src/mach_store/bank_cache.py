@@ -25,7 +25,7 @@ from mach_store.expert_stream import ExpertStream, open_module
 from mach_store.layer_bank import LayerExpertBank
 from mach_store.load_progress import LoadListener, unheard
 from mach_store.pool_shape import PoolShape
-from mach_store.read_ahead import DeferredReading, ReadAhead, Reading
+from mach_store.read_ahead import ReadAhead, Reading
 from mach_store.routed_pass import RoutedPass, RouteLog
 from mach_store.scatter_reader import ScatterReader
 from mach_store.scratch_arena import ScratchArena
@@ -71,7 +71,7 @@ class BankCache:
         form: BankForm | None = None,
         policy: str = DEFAULT_POLICY,
         reclaim: bool = False,
-        prefetch: bool = True,
+        no_prefetch: str | None = None,
     ) -> None:
         """Allocate the bank; it takes no more afterwards, but for the scratch arena (`scratch_bytes`).
 
@@ -85,7 +85,7 @@ class BankCache:
             form: how experts lie in memory; None is as they are stored.
             policy: who leaves when the bank is full, one of `mach_store.eviction.POLICIES`.
             reclaim: whether the arena's memory is given back while decoding (`begin_decoding`).
-            prefetch: whether passes in the graph read ahead what the next layer will probably need.
+            no_prefetch: why passes in the graph do not read ahead what the next layer will probably need.
 
         Raises:
             MemoryBudgetError: the budget holds less than one token's experts.
@@ -99,7 +99,7 @@ class BankCache:
         self._routes = RouteLog()
         self._stream: ExpertStream | None = None
         self._in_graph: set[int] = set()
-        self._prefetch = prefetch
+        self._no_prefetch = no_prefetch
         self._read_ahead = ReadAhead()
         groups: dict[RecordSchema, list[int]] = {}
         for layer, schema in source.schemas.items():
@@ -229,7 +229,7 @@ class BankCache:
                 if bank.pool.arrays.reads_anywhere and not bank.pool.narrow
             }
             self._stream = ExpertStream(
-                native, banks, self.source, self.reader, self._routes.add, prefetch=self._prefetch
+                native, banks, self.source, self.reader, self._routes.add, no_prefetch=self._no_prefetch
             )
             self._stream.observed = self._routes.kept
         self._in_graph.add(layer)
@@ -363,7 +363,18 @@ class BankCache:
         the caller itself reads when it finishes.
         """
         read = partial(bank.read, arrays, experts, slots)
-        return self._read_ahead.begin(read) if ahead and arrays.reads_anywhere else DeferredReading(read)
+        return self._read_ahead.begin(read, ahead=ahead and arrays.reads_anywhere)
+
+    def reading_waits(self, computing_threads: int) -> bool:
+        """Whether experts should be read while others are computed: it looks as if reading stood still.
+
+        Copying them out of the page cache is work. Where the products' threads are no more than the reader's
+        they take the cores that read, too, and the two together are slower than one after the other.
+
+        Args:
+            computing_threads: of the products, each on a core; 0 where they leave cores idle.
+        """
+        return not 0 < computing_threads <= self.reader.threads or self._read_ahead.from_disk
 
     def computable(
         self, bank: LayerExpertBank, slot_of: dict[int, int]

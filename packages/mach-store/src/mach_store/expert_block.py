@@ -73,6 +73,11 @@ class ExpertBlock:
         if kernels.native and self._native is None:
             self.reason = f"the kernels know no activation like {type(activation).__name__}"
 
+    @property
+    def threads(self) -> int:
+        """Threads of a product; 0 for stock operations."""
+        return 0 if self.reason else self._kernels.threads
+
     def prepare(self, tensors: ExpertTensors, packing: Packing) -> None:
         """Find out whether the kernels can compute with `tensors`, and make ready for it."""
         self.native_product(tensors, packing)

@@ -47,7 +47,7 @@ class ExpertStream:
         reader: ScatterReader,
         routed: Callable[[RoutedPass], None],
         *,
-        prefetch: bool,
+        no_prefetch: str | None,
     ) -> None:
         """Make the bank's pools and layers known to the native side.
 
@@ -57,7 +57,7 @@ class ExpertStream:
             source: where the experts' bytes lie.
             reader: how they are read.
             routed: is told of every layer's routes while they are observed.
-            prefetch: read experts that the next layer will probably need, when nothing else is to be read.
+            no_prefetch: why experts that the next layer will probably need are not read ahead; None to do so.
         """
         self._native = native.ExpertStream(threads=reader.threads, direct=reader.direct)
         self._source, self._reader, self._routed = source, reader, routed
@@ -81,8 +81,8 @@ class ExpertStream:
             uses = self._native.uses(number)
             uses[:] = memoryview(bank.uses)
             bank.uses = uses
-        self.prefetch_refusal: str | None = None if prefetch else "switched off by LME_ASYNC_PREFETCH=0"
-        if prefetch:
+        self.prefetch_refusal = no_prefetch
+        if no_prefetch is None:
             try:
                 self._native.prefetch()
             except ValueError as error:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mach_store.bank_cache import BankCache
 from mach_store.cpu_kernels import CpuKernels, stock_kernels
-from mach_store.errors import StoreError
+from mach_store.errors import DispatchCancelledError, StoreError
 from mach_store.expert_block import ExpertBlock
 from mach_store.expert_kernel import Activation
 from mach_store.layer_bank import LayerExpertBank
@@ -55,6 +55,8 @@ class GatherSwitchGLU(nn.Module):
                 f"layer {layer}: its experts are held for native kernels, which do not compute them "
                 f"({self._block.reason}): set LME_CPU_KERNELS=0"
             )
+        # Kernels compute a long pass layer by layer: so it can be withdrawn, and nothing is lost.
+        self._pausing = transient_min_tokens if not self._block.reason else None
         if isinstance(store, BankCache):
             self._dispatch = _StreamedDispatch(
                 store, store.layers[layer], self._block, transient_min_tokens, in_graph
@@ -76,12 +78,16 @@ class GatherSwitchGLU(nn.Module):
             StoreError: the router chose an expert that does not exist.
         """
         layer = self._layer
+        if self._pausing is not None and indices.size >= self._pausing * indices.shape[-1]:
+            mx.eval(x, indices)
         if self._dispatch is not None and self._dispatch.in_graph:
             return self._dispatch(x, indices)
         everywhere = layer.device_slots
         if everywhere is None:
             assert self._dispatch is not None, "only a streaming store has experts on disk"
             return self._dispatch(x, indices)
+        if self._store.cancelled():
+            raise DispatchCancelledError("the request was cancelled during a forward pass")
         if layer.observed:
             assert isinstance(self._store, ResidentStackedExpertCache), "a bank sees them at its fence"
             self._store.routed(layer.layer, indices)

@@ -54,7 +54,7 @@ class ResidentStackedExpertCache:
     Attributes:
         layers: model index → its experts.
         schemas: model index → one expert's tensors as stored.
-        cancelled: unused, for symmetry with `BankCache`: nothing here waits for the host.
+        cancelled: asked in every layer, as `BankCache`'s.
         residency: `"stacked"`, for reports.
         host_free, decodes_ahead: a forward pass never waits for the host.
     """

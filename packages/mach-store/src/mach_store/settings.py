@@ -24,7 +24,7 @@ class StoreSettings:
         in_graph_dispatch: `LME_IN_GRAPH_DISPATCH`; passes find and read their experts by themselves, where
             native kernels compute; False stops for the host in every layer.
         async_prefetch: `LME_ASYNC_PREFETCH`; passes in the graph read experts that the next layer will
-            probably need, while the disk is idle.
+            probably need, while the disk is idle; None, `auto`, does so where reads go past the page cache.
         fallback_policy: `LME_FALLBACK_POLICY`; what happens when the native reader is missing.
         read_threads: `LME_READ_THREADS`; threads of one batched read, 1 to 64.
         direct_io: `LME_DIRECT_IO`; bypass the page cache (O_DIRECT, F_NOCACHE); None, `auto`, is for
@@ -47,7 +47,7 @@ class StoreSettings:
 
     use_gather_dispatch: bool = True
     in_graph_dispatch: bool = True
-    async_prefetch: bool = True
+    async_prefetch: bool | None = None
     fallback_policy: str = "fail-fast"
     read_threads: int = 4
     direct_io: bool | None = None
@@ -73,7 +73,7 @@ class StoreSettings:
         return cls(
             use_gather_dispatch=_flag(environment, "LME_USE_GATHER_DISPATCH", default.use_gather_dispatch),
             in_graph_dispatch=_flag(environment, "LME_IN_GRAPH_DISPATCH", default.in_graph_dispatch),
-            async_prefetch=_flag(environment, "LME_ASYNC_PREFETCH", default.async_prefetch),
+            async_prefetch=_auto_flag(environment, "LME_ASYNC_PREFETCH"),
             fallback_policy=_choice(
                 environment, "LME_FALLBACK_POLICY", default.fallback_policy, FALLBACK_POLICIES
             ),

@@ -1,14 +1,15 @@
 """Owns prefill over experts that are not in the bank: expert by expert through a scratch arena.
 
 Each expert that a chunk of tokens needs is read once for the chunk, however many tokens use it. While one
-wave of experts is computed the next one is read, into the other half of the arena; the experts that are in
-the bank are the first wave. The bank keeps its contents; only its free slots are filled, with the hottest of
-the experts just seen; its policy hears of all.
+wave of experts is computed the next one is read, into the other half of the arena, unless reading is mere
+copying on the cores that compute; the experts that are in the bank are the first wave. The bank keeps its
+contents; only its free slots are filled, with the hottest of the experts just seen; its policy hears of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -50,6 +51,7 @@ def dispatch_transient(
     routes_of = _routes_by_wave(waves, flat, bank.num_experts)
     results = PassResults(block, bank.packing, x, ids.shape[1])
     slot_of = np.zeros(bank.num_experts, np.uint32)
+    waits = partial(cache.reading_waits, block.threads)
     ahead: PrefillWave | None = None
     try:
         for number, wave in enumerate(waves):
@@ -61,7 +63,7 @@ def dispatch_transient(
             components, slots = wave.finish()
             following = waves[number + 1] if number + 1 < len(waves) else None
             # All waves before this one have been computed.
-            if following is not None and following.may_be_read_beside(wave):
+            if following is not None and waits() and following.may_be_read_beside(wave):
                 following.begin(ahead=True)
                 ahead = following
             slot_of[wave.experts] = slots

@@ -19,7 +19,9 @@ LOADER_RESERVE_BYTES = 512 << 20
 TRANSIENT_BYTES = 25_000_000
 """A prefill past the bank leaves MLX so much in free buffers (measured)."""
 PREFILL_CHUNK = 512
-"""Prompt tokens per forward pass while streaming."""
+"""Prompt tokens per forward pass, where `prefill_chunk` has no reason for more."""
+LONGEST_CHUNK = 2048
+"""Twice as many tokens gain little beyond: experts are read rarely enough, and weights unpacked for many."""
 LOADED_CONTEXT = 4096
 """Tokens that prompt and answer may have together where config.json does not say."""
 
@@ -142,13 +144,34 @@ def row_bytes(inspection: CheckpointInspection, backend: str, tokens: int = PREF
     return tokens * (4 if backend == "cpu" else 2) * rows
 
 
+def prefill_chunk(inspection: CheckpointInspection, backend: str) -> int:
+    """Prompt tokens per forward pass where native kernels compute all of it; follows from the model alone.
+
+    The longer, the less often an expert is read or its weights are unpacked. So it is the longest of
+    PREFILL_CHUNK, twice, … LONGEST_CHUNK whose activations the reserve holds without growing. Attention over
+    compressed keys and values writes its scores down, which are not counted: it stays at PREFILL_CHUNK, as do
+    GPUs, where longer ones were not tried.
+    """
+    tokens = PREFILL_CHUNK
+    if backend != "cpu" or inspection.adapter.kv_cache_kind == "compressed":
+        return tokens
+    room = reserve_bytes(inspection, backend) - RUNTIME_BYTES - TRANSIENT_BYTES
+    while tokens < LONGEST_CHUNK and row_bytes(inspection, backend, 2 * tokens) <= room:
+        tokens *= 2
+    return tokens
+
+
 def activation_bytes(inspection: CheckpointInspection, backend: str, context: int) -> int:
-    """Activations of one prefill chunk; on a CPU without the kernels attention scores are among them."""
+    """Activations of one prefill chunk; on a CPU the larger of those with and without its kernels.
+
+    Without them attention scores are among them, and the chunk is shorter.
+    """
     tokens = min(context, PREFILL_CHUNK)
     # GPU kernels never write the scores down.
     heads = inspection.text_config.integer("num_attention_heads", low=1, high=MAX_WIDTH)
     scores = tokens * 4 * heads * context if backend == "cpu" else 0
-    return row_bytes(inspection, backend, tokens) + scores
+    longer = row_bytes(inspection, backend, min(context, prefill_chunk(inspection, backend)))
+    return max(longer, row_bytes(inspection, backend, tokens) + scores)
 
 
 def load_transient(inspection: CheckpointInspection, backend: str) -> int:
