@@ -2,9 +2,10 @@
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -39,6 +40,15 @@ class RecordFile:
             return os.open(self.path, os.O_RDONLY | os.O_DIRECT)
         except OSError as error:
             pytest.skip(f"the file system under the test folder refuses O_DIRECT: {error}")
+
+
+@pytest.fixture
+def on_the_cpu() -> Iterator[None]:
+    """MLX's CPU device is the default one."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(device)
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 import lme_cpu_kernels
 from lme_cpu_kernels import DenseProduct, ExpertProduct, exponential, kernel_sets, reference
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 PACKINGS = [
     *(("affine", bits, group) for bits in (4, 8) for group in (32, 64, 128)),
     ("mxfp4", 4, 32),
@@ -21,14 +23,6 @@ ACTIVATIONS = {
     "swiglu_oai": {"activation": "swiglu_oai", "limit": 0.3},
     "geglu_tanh": {"activation": "geglu_tanh"},
 }
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu():
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
 
 
 def matrix(dice, slots, rows, columns, packing, dtype=mx.float32, bias=False):

@@ -22,6 +22,8 @@ import lme_expert_stream
 from lme_cpu_kernels import ExpertProduct
 from lme_expert_stream import ExpertStream, _ext
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 EXPERTS, HIDDEN, WIDTH = 8, 16, 8
 SHAPES = ((WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH))
 SIZES = [4 * rows * columns for rows, columns in SHAPES]
@@ -29,14 +31,6 @@ RECORD = sum(SIZES)
 EBADF = 9
 ORDER: dict[str, Any] = {"memories": [], "by_distance": False}
 """What a pool is told of who leaves it."""
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu():
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
 
 
 class Told(NamedTuple):

@@ -9,13 +9,7 @@ import pytest
 
 from lme_cpu_kernels import RmsNorm, Rotary, attention, kernel_sets
 
-
-@pytest.fixture(autouse=True)
-def on_the_cpu():
-    device = mx.default_device()
-    mx.set_default_device(mx.cpu)
-    yield
-    mx.set_default_device(device)
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def numbers(dice, *shape):

@@ -7,7 +7,6 @@
 #include <new>
 #include <vector>
 
-#include "crc32.h"
 #include "file_read.h"
 #include "widen.h"
 #include "workers.h"
@@ -30,6 +29,7 @@ class RecordReader {
 
   std::optional<Failure> read(size_t job) {
     const size_t count = batch_.segments.size();
+    crc_ = 0;
     if (scattered_) {
       for (size_t s = 0; s < count; ++s) {
         if (auto failure = read_run(job, s, 1, job * count + s)) return failure;
@@ -38,7 +38,9 @@ class RecordReader {
       return failure;
     }
     if (batch_.crcs) {
-      if (auto failure = verify(job)) return failure;
+      if (const uint32_t expected = (*batch_.crcs)[job]; crc_ != expected) {
+        return Failure{.kind = Failure::kChecksum, .job = job, .expected = expected, .actual = crc_};
+      }
     }
     for (const Segment& segment : batch_.segments) {
       if (segment.widen) widen_bfloat16(slot_of(segment, job), landing_of(segment, job), segment.nbytes);
@@ -69,7 +71,8 @@ class RecordReader {
     const int fd = batch_.fds[at];
     const int64_t offset = batch_.offsets[at];
     const bool blocks = batch_.direct && kDirectNeedsBlocks;
-    const ReadResult result = blocks ? read_direct(fd, offset, parts) : read_into(fd, offset, parts);
+    uint32_t* const crc = batch_.crcs ? &crc_ : nullptr;
+    const ReadResult result = blocks ? read_direct(fd, offset, parts, crc) : read_into(fd, offset, parts, crc);
     if (result.got == wanted) return std::nullopt;
 
     Failure failure{.kind = Failure::kRead, .job = job, .error = result.error};
@@ -84,18 +87,10 @@ class RecordReader {
     return failure;
   }
 
-  std::optional<Failure> verify(size_t job) const {
-    uint32_t actual = 0;
-    for (const Segment& segment : batch_.segments)
-      actual = crc32(actual, landing_of(segment, job), segment.nbytes);
-    const uint32_t expected = (*batch_.crcs)[job];
-    if (actual == expected) return std::nullopt;
-    return Failure{.kind = Failure::kChecksum, .job = job, .expected = expected, .actual = actual};
-  }
-
   const Batch& batch_;
   const bool scattered_;
   std::vector<iovec> parts_;
+  uint32_t crc_ = 0;  // of the job's bytes so far
 };
 
 // Jobs are taken in order and every job taken is finished, so the first bad job is found whatever the threads

@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "crc32.h"
+
 namespace lme {
 namespace {
 
@@ -23,8 +25,11 @@ constexpr size_t kBytesPerCall = size_t{1} << 30;
 // Page size of x86-64; no disk in use has larger logical blocks. Offsets, lengths and memory of direct reads
 // obey it.
 constexpr size_t kAlignment = 4096;
-// Bounds a thread's buffer whatever the record's size, and is as much as one request to a disk takes.
-constexpr size_t kDirectBlock = size_t{4} << 20;
+// Bounds a thread's buffer whatever the record's size. One request to a disk takes more, but what is still to be
+// copied and summed up when the last request of several threads has ended would keep the disk idle.
+constexpr size_t kDirectBlock = size_t{1} << 20;
+// What a core's own cache keeps between reading, copying and summing up.
+constexpr size_t kPiece = size_t{256} << 10;
 constexpr size_t kHugePage = size_t{2} << 20;
 
 class AlignedBuffer {
@@ -77,16 +82,17 @@ ReadResult read_block(int fd, int64_t offset, uint8_t* buffer, size_t needed, si
 
 }  // namespace
 
-ReadResult read_into(int fd, int64_t offset, std::span<iovec> parts) {
+ReadResult read_into(int fd, int64_t offset, std::span<iovec> parts, uint32_t* crc) {
+  const size_t most = crc != nullptr ? kPiece : kBytesPerCall;
   size_t got = 0;
   while (!parts.empty()) {
     size_t count = 0, bytes = 0;
-    while (count < std::min(parts.size(), kPartsPerCall) && bytes + parts[count].iov_len <= kBytesPerCall) {
+    while (count < std::min(parts.size(), kPartsPerCall) && bytes + parts[count].iov_len <= most) {
       bytes += parts[count++].iov_len;
     }
     const int64_t at = offset + static_cast<int64_t>(got);
     const ssize_t n = count > 0 ? ::preadv(fd, parts.data(), static_cast<int>(count), at)
-                                : ::pread(fd, parts[0].iov_base, kBytesPerCall, at);
+                                : ::pread(fd, parts[0].iov_base, most, at);
     if (n < 0) {
       if (errno == EINTR) continue;
       return {got, errno};
@@ -95,10 +101,12 @@ ReadResult read_into(int fd, int64_t offset, std::span<iovec> parts) {
     got += static_cast<size_t>(n);
     size_t filled = static_cast<size_t>(n);
     while (!parts.empty() && filled >= parts[0].iov_len) {
+      if (crc != nullptr) *crc = crc32(*crc, parts[0].iov_base, parts[0].iov_len);
       filled -= parts[0].iov_len;
       parts = parts.subspan(1);
     }
     if (filled > 0) {
+      if (crc != nullptr) *crc = crc32(*crc, parts[0].iov_base, filled);
       parts[0].iov_base = static_cast<uint8_t*>(parts[0].iov_base) + filled;
       parts[0].iov_len -= filled;
     }
@@ -106,7 +114,7 @@ ReadResult read_into(int fd, int64_t offset, std::span<iovec> parts) {
   return {got, 0};
 }
 
-ReadResult read_direct(int fd, int64_t offset, std::span<const iovec> parts) {
+ReadResult read_direct(int fd, int64_t offset, std::span<const iovec> parts, uint32_t* crc) {
   static thread_local AlignedBuffer kept;
   size_t wanted = 0;
   for (const iovec& part : parts) wanted += part.iov_len;
@@ -126,8 +134,9 @@ ReadResult read_direct(int fd, int64_t offset, std::span<const iovec> parts) {
     size_t have = block.got > skip ? std::min(block.got, needed) - skip : 0;
     got += have;
     while (have > 0) {
-      const size_t n = std::min(have, parts[part].iov_len - filled);
+      const size_t n = std::min({have, parts[part].iov_len - filled, kPiece});
       std::memcpy(static_cast<uint8_t*>(parts[part].iov_base) + filled, from, n);
+      if (crc != nullptr) *crc = crc32(*crc, from, n);
       from += n;
       have -= n;
       filled += n;

@@ -13,7 +13,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwiGLU
 
 from mach.io.inspection import inspect_checkpoint
-from mach_store import expert_stream
+from mach_store import streamed_pool
 from mach_store.cpu_kernels import open_kernels
 from mach_store.errors import ExpertReadError, SidecarCorruptionError
 from mach_store.gather_switch_glu import GatherSwitchGLU
@@ -28,7 +28,7 @@ SLOTS = 12
 
 @pytest.fixture(autouse=True)
 def reserves_in_small_banks(monkeypatch) -> None:
-    monkeypatch.setattr(expert_stream, "RESERVE_PART", 2)
+    monkeypatch.setattr(streamed_pool, "RESERVE_PART", 2)
 
 
 class TwoLayers:

@@ -8,7 +8,7 @@ policy's counts others than the native ones; those are then told. Knows no arith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -17,18 +17,13 @@ import numpy as np
 
 from liblme_expert_io.errors import ChecksumError, ReadError
 from mach_store.errors import StoreError
-from mach_store.eviction import Key
-from mach_store.expert_pool import ExpertPool
 from mach_store.expert_source import ExpertSource
 from mach_store.layer_bank import LayerExpertBank
 from mach_store.routed_pass import RoutedPass
 from mach_store.scatter_reader import ScatterReader
+from mach_store.streamed_pool import NOTHING, StreamedPool
 
 NATIVE_MODULE = "lme_expert_stream"
-NOTHING = -1
-"""The key of a slot that holds nothing."""
-RESERVE_PART = 16
-"""At most one slot in so many of a pool is kept for experts read on a guess."""
 
 
 class ExpertStream:
@@ -62,11 +57,11 @@ class ExpertStream:
         self._native = native.ExpertStream(threads=reader.threads, direct=reader.direct)
         self._source, self._reader, self._routed = source, reader, routed
         self._banks = [banks[layer] for layer in sorted(banks)]
-        self._pools: dict[int, _StreamedPool] = {}
-        self._pool_of: list[_StreamedPool] = []
+        self._pools: dict[int, StreamedPool] = {}
+        self._pool_of: list[StreamedPool] = []
         for bank in self._banks:
             if id(bank.pool) not in self._pools:
-                self._pools[id(bank.pool)] = _StreamedPool(self._native, bank.pool)
+                self._pools[id(bank.pool)] = StreamedPool(self._native, bank.pool)
             pool = self._pools[id(bank.pool)]
             where = source.locate(bank.layer, range(bank.num_experts))
             changed = source.changed(where.fds) if where.crcs is None else None
@@ -243,108 +238,6 @@ class ExpertStream:
             return self._reader.corruption(self._source, bank.layer, expert, cause)
         fields = (failure[name] for name in ("segment", "errno", "offset", "wanted", "got"))
         return self._reader.read_failure(self._source, bank.layer, expert, ReadError(0, *fields))
-
-
-class _StreamedPool:
-    """One pool's side of it; keeps the native table and order equal to the Python ones."""
-
-    def __init__(self, native: Any, pool: ExpertPool) -> None:
-        self._native, self.pool = native, pool
-        rule = pool.policy.rule
-        self.number: int = native.add_pool(
-            *pool.arrays.segments, memories=rule.memories, by_distance=rule.by_distance
-        )
-        self.keys: list[Key] = []
-        self.keys_of: dict[int, list[Key]] = {}
-        self._code_of: dict[Key, int] = {}
-        self._recounted: set[int] = set()  # layers whose counts the native side does not know
-        pool.mirror = self
-
-    def add_layer(self, bank: LayerExpertBank, first: int) -> None:
-        assert first == len(self.keys), "keys are numbered in order"
-        keys = [(bank.layer, expert) for expert in range(bank.num_experts)]
-        self.keys_of[bank.layer] = keys
-        self._code_of.update((key, first + expert) for expert, key in enumerate(keys))
-        self.keys += keys
-
-    def emptied(self, slots: Sequence[int]) -> None:
-        """See `SlotMirror`."""
-        self._native.set(self.number, slots, [NOTHING] * len(slots))
-
-    def freed(self, slots: Sequence[int]) -> None:
-        """See `SlotMirror`."""
-        self._native.offer(self.number, slots)
-
-    def filled(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
-        """See `SlotMirror`."""
-        self._native.set(self.number, slots, [self._code_of[key] for key in keys])
-        self._recounted.update(layer for layer, _ in keys)
-
-    def pinned(self, keys: Sequence[Key], slots: Sequence[int]) -> None:
-        """See `SlotMirror`."""
-        self._native.pin(self.number, slots)
-        self._recounted.update(layer for layer, _ in keys)
-
-    def counted(self, layer: int) -> None:
-        """See `SlotMirror`."""
-        self._recounted.add(layer)
-
-    def kept(self, keys: Collection[Key]) -> None:
-        """See `SlotMirror`."""
-        self._native.keep(self.number, [self._code_of[key] for key in keys])
-
-    def reserve(self) -> None:
-        """Keep slots for guesses, if there are some to spare; the reserve before has ended.
-
-        Half of what a token uses of one layer: guesses are for one layer at a time, and some of its experts
-        are in the bank. With twice as many, mach-pico's guesses foretold half of the misses instead of 0.44,
-        but every slot less costs hits.
-        """
-        shape = self.pool.shape
-        spare = 0 if self.pool.whole else (shape.slots - shape.least) // 4
-        slots = self.pool.reserve(min(max(2, shape.top_k // 2), shape.slots // RESERVE_PART, spare))
-        self._native.reserve(self.number, slots)
-
-    def end_reserve(self) -> None:
-        self._native.reserve(self.number, [])
-        self.pool.end_reserve()
-
-    def publish(self) -> None:
-        """Tell the native side of everything."""
-        pool, table = self.pool, self.pool.table
-        floors = pool.shape.floors()
-        self._native.floors(self.number, [floors[layer] for layer in self.keys_of])
-        self.emptied(range(pool.arrays.slots))
-        self.filled(list(table), list(table.values()))
-        self.freed(pool.free_slots)
-        self.kept(pool.policy.kept)
-        self.recount()
-        self.tell()
-
-    def recount(self) -> None:
-        """The native counts are not to be relied on."""
-        self._recounted.update(self.keys_of)
-
-    def tell(self) -> None:
-        """Tell the native side of counts that it does not know."""
-        if not self._recounted:
-            return
-        policy, places = self.pool.policy, {layer: place for place, layer in enumerate(self.keys_of)}
-        layers = [
-            (places[layer], *policy.standing(layer, len(self.keys_of[layer]))) for layer in self._recounted
-        ]
-        latest = None if policy.latest is None else places[policy.latest]
-        self._native.recall(self.number, layers, latest)
-        self._recounted.clear()
-
-    def check(self) -> None:
-        held = {
-            slot: self.keys[code] for slot, code in enumerate(self._native.keys(self.number)) if code >= 0
-        }
-        pool = self.pool
-        assert held == {slot: key for key, slot in pool.table.items()}, "native and Python tables agree"
-        order = [self.keys[code] for code in self._native.next(self.number, len(held))]
-        assert order == pool.policy.candidates(len(held), pool.pinned), "and on who leaves next"
 
 
 def open_module() -> Any:
