@@ -20,7 +20,13 @@ EXTENSIONS = ["lme_mlx_pread_ext", "lme_cpu_kernels", "lme_expert_stream"]
 
 def test_the_public_names_are_these() -> None:
     errors = {"ChecksumError", "ExpertIOError", "ReadError"}
-    assert set(lme_mlx_pread_ext.__all__) == errors | {"ScatterPlan", "build_info", "crc32", "release_rows"}
+    assert set(lme_mlx_pread_ext.__all__) == errors | {
+        "ScatterPlan",
+        "build_info",
+        "crc32",
+        "release_rows",
+        "use_huge_pages",
+    }
     paths = {"include_path", "library_path"}
     sums = {"crc32", "crc32_implementations", "crc32_with"}
     assert set(liblme_expert_io.__all__) == errors | paths | sums | {"read_records"}

@@ -7,7 +7,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lme_mlx_pread_ext import release_rows
+from lme_mlx_pread_ext import release_rows, use_huge_pages
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 elsewhere = sys.platform != "linux" or mx.metal.is_available() or mx.cuda.is_available()
@@ -98,3 +98,38 @@ def test_what_has_no_rows_of_its_own_is_refused(array, rows, message) -> None:
 def test_only_an_mlx_array_is_taken() -> None:
     with pytest.raises(TypeError, match="must be an mlx.core.array"):
         release_rows(np.zeros((4, 4)), 1)  # type: ignore[arg-type]
+
+
+@on_linux_memory
+def test_huge_pages_are_asked_for_where_the_array_fills_them() -> None:
+    array = mx.zeros((16, 1 << 19), mx.uint8)
+    mx.eval(array)
+    begin = address_of(array)
+    whole = (begin + array.nbytes) // PAGE * PAGE - -(-begin // PAGE) * PAGE
+    asked = use_huge_pages(array)
+    assert asked in (0, whole), "a kernel without huge pages gives none"
+    assert resident_pages(begin, array.nbytes) >= whole // PAGE, "memory is there before it is needed"
+    view = np.array(array, copy=False)
+    assert not view.any()
+    view[3] = 7
+    assert array[3].sum().item() == 7 << 19
+    release_rows(array, 2)
+    assert not view[3].any()
+
+
+@on_linux_memory
+def test_small_arrays_are_left_alone_and_lazy_ones_refused() -> None:
+    small = mx.ones((4, 8))
+    mx.eval(small)
+    assert use_huge_pages(small) == 0
+    assert small.sum().item() == 32
+    with pytest.raises(ValueError, match="call mx.eval on it first"):
+        use_huge_pages(mx.ones((4, 8)) + 1)
+    grid = mx.ones((64, 64))
+    mx.eval(grid)
+    turned = grid.T
+    mx.eval(turned)
+    with pytest.raises(ValueError, match="not row-contiguous"):
+        use_huge_pages(turned)
+    with pytest.raises(TypeError):
+        use_huge_pages(np.ones(3))

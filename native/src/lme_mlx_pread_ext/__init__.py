@@ -10,7 +10,7 @@ from lme_mlx_pread_ext._built import check_mlx
 
 check_mlx()
 
-from lme_mlx_pread_ext._ext import ScatterPlan, build_info, crc32, release_rows  # noqa: E402
+from lme_mlx_pread_ext._ext import ScatterPlan, build_info, crc32, release_rows, use_huge_pages  # noqa: E402
 
 __all__ = [
     "ChecksumError",
@@ -20,4 +20,5 @@ __all__ = [
     "build_info",
     "crc32",
     "release_rows",
+    "use_huge_pages",
 ]

@@ -86,6 +86,20 @@ def release_rows(array: mx.array, rows: int) -> int:
         OSError: the system refused, as it does for locked memory, or has no such thing (ENOTSUP).
     """
 
+def use_huge_pages(array: mx.array) -> int:
+    """Have the memory of a fresh `array` put into huge pages (Linux, arrays on the CPU).
+
+    Its values become zeros.
+
+    Returns:
+        The bytes that were asked for; 0 where the array is smaller than two huge pages or there are none.
+
+    Raises:
+        TypeError: `array` is no mx.array.
+        ValueError: it is lazy or strided.
+        OSError: there is not enough memory.
+    """
+
 def build_info() -> dict[str, str]:
     """How the extension was built.
 

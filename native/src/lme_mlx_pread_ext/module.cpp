@@ -16,6 +16,7 @@
 #include "crc32.h"
 #include "interpreter_gate.h"
 #include "lme_expert_io.h"
+#include "huge_pages.h"
 #include "page_release.h"
 #include "python_lists.h"
 #include "scatter_plan.h"
@@ -98,16 +99,23 @@ uint32_t crc32(nb::object data, uint32_t value) {
   return value;
 }
 
-uint64_t release_rows(nb::object array, int64_t rows) {
+template <typename Ask>
+uint64_t ask_for_pages(nb::object array, const Ask& ask) {
   const mx::array target = arrays_of(nb::make_tuple(array)).front();
   try {
-    return lme::InterpreterGate::pass([&] { return lme::release_rows(target, rows); });
+    return lme::InterpreterGate::pass([&] { return ask(target); });
   } catch (const std::system_error& error) {
     errno = error.code().value();
     PyErr_SetFromErrno(PyExc_OSError);
     throw nb::python_error();
   }
 }
+
+uint64_t release_rows(nb::object array, int64_t rows) {
+  return ask_for_pages(array, [=](const mx::array& target) { return lme::release_rows(target, rows); });
+}
+
+uint64_t use_huge_pages(nb::object array) { return ask_for_pages(array, lme::use_huge_pages); }
 
 std::map<std::string, std::string> build_info() {
   std::map<std::string, std::string> facts = lme::build_facts();
@@ -143,5 +151,6 @@ NB_MODULE(_ext, m) {
 
   m.def("crc32", &crc32, nb::arg("data"), nb::arg("value") = 0);
   m.def("release_rows", &release_rows, nb::arg("array"), nb::arg("rows"));
+  m.def("use_huge_pages", &use_huge_pages, nb::arg("array"));
   m.def("build_info", &build_info);
 }

@@ -34,6 +34,7 @@ def summary(bank: BankCache, pools: Sequence[ExpertPool]) -> dict[str, Any]:
         "experts_given_up": bank.given_up,
         "bank_bytes": bank.nbytes,
         "bank_slots": bank.slots,
+        "huge_page_bytes": sum(pool.arrays.huge_page_bytes for pool in pools),
         "experts_total": sum(layer.num_experts for layer in bank.layers.values()),
         "experts_resident": sum(len(pool.table) for pool in pools),
         "scratch_bytes": bank.arena.bytes_in_use,

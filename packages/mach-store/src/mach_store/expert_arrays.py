@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mach.io.sidecar_layout import PROJECTIONS, RecordSchema
 from mach_store.expert_block import ExpertTensors
 from mach_store.expert_kernel import Packing
+from mach_store.huge_pages import use_huge_pages
 from mach_store.page_return import release_rows
 from mach_store.row_views import byte_rows, copy_row
 from mach_store.scatter_reader import ScatterPlan, ScatterReader
@@ -51,6 +52,7 @@ class ExpertArrays:
         components: projection → component → array [slots, …], e.g. `components["up_proj"]["scales"]`.
         plan: reads records into these arrays.
         segments: what a plan is made of: the array of each tensor, its bytes on disk, whether it is widened.
+        huge_page_bytes: for so many of them huge pages were asked for.
         reads_anywhere: whether the plan may be used from any thread; not one that computes with MLX.
     """
 
@@ -68,6 +70,7 @@ class ExpertArrays:
             nbytes.append(segment.nbytes)
             widen.append(wide)
         mx.eval(arrays)
+        self.huge_page_bytes = sum(map(use_huge_pages, arrays))
         self.components = ExpertTensors(components)
         self.nbytes = sum(array.nbytes for array in arrays)
         self.segments = (arrays, nbytes, widen)
